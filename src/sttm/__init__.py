@@ -1,0 +1,1 @@
+"""Spatial-temporal token merging for video transformers."""
