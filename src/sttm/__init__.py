@@ -1,1 +1,44 @@
-"""Spatial-temporal token merging for video transformers."""
+"""Spatial-temporal token merging: video transformers made cheaper without making them worse.
+
+    plan = sttm.apply(model, compute=0.62)      # in place, once; returns a Plan
+    sttm.remove(model)                          # exactly the model it was
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import SttmError
+    from .merging.merger import TokenMerger
+    from .models import load, save
+    from .plugging.budget import Plan
+    from .plugging.plug import apply, macs, remove, trace
+
+__version__ = "0.1.0"
+__all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]
+
+# Where each public name lives. They are imported when first used: `sttm --help` must not wait for torch.
+_HOMES = {
+    "Plan": "plugging.budget",
+    "SttmError": "errors",
+    "TokenMerger": "merging.merger",
+    "apply": "plugging.plug",
+    "load": "models",
+    "macs": "plugging.plug",
+    "remove": "plugging.plug",
+    "save": "models",
+    "trace": "plugging.plug",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sttm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

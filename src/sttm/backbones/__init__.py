@@ -1,0 +1,40 @@
+"""The families of video transformers that can be merged, one file each."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import SttmError
+from .protocol import Backbone
+from .timesformer import TimeSformer
+from .videomae import VideoMAE
+from .vivit import ViViT
+from .vjepa2 import VJEPA2
+
+FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2()]
+
+
+def register(backbone: Backbone) -> None:
+    """Adds a family of one's own; it is asked before those that are there."""
+    FAMILIES.insert(0, backbone)
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """The family of a model.
+
+    Raises:
+        SttmError: if no family knows the class of the model, or not with these settings.
+    """
+    name = type(model).__name__
+    for backbone in FAMILIES:
+        if name in backbone.classes:
+            backbone.check(model)
+            return backbone
+    known = ", ".join(cls for backbone in FAMILIES for cls in backbone.classes)
+    raise SttmError(
+        f"no family of video transformers here knows a {name}; known are {known}; "
+        "to add one, subclass sttm.backbones.Backbone and pass an instance to sttm.backbones.register"
+    )
+
+
+__all__ = ["FAMILIES", "Backbone", "backbone_of", "register"]

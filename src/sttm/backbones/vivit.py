@@ -1,0 +1,53 @@
+"""ViViT, the factorised-patch joint model (Arnab et al., ICCV 2021): a class token first, joint attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .attention import weigh_keys
+from .patch import Patch
+from .protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+
+
+class ViViT(Backbone):
+    family = "vivit"
+    example = "google/vivit-b-16x2-kinetics400"
+    classes = ("VivitForVideoClassification", "VivitModel")
+
+    def blocks(self, model: nn.Module) -> nn.ModuleList:
+        return _base(model).layers
+
+    def clip_shape(self, model: nn.Module) -> ClipShape:
+        config = model.config
+        return config.num_frames, config.num_channels, *pair(config.image_size)
+
+    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+        fixed_clip(self.family, self.clip_shape(model), clip_shape)
+        frames, _, height, width = clip_shape
+        tube_frames, tube_height, tube_width = model.config.tubelet_size
+        return Grid(frames // tube_frames, height // tube_height, width // tube_width, prefix=1)
+
+    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+        config, grid = model.config, self.grid(model, clip_shape)
+        tube_frames, tube_height, tube_width = config.tubelet_size
+        voxels = config.num_channels * tube_frames * tube_height * tube_width
+        pooler = config.hidden_size * config.pooler_output_size if _base(model).pooler is not None else 0
+        head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
+        return grid.frames * grid.tokens * voxels * config.hidden_size + pooler + head
+
+    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+        config = model.config
+        return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
+
+    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+        keyed = []
+        for number, block in enumerate(self.blocks(model)):
+            if seat := seat_of(number, seats):
+                keyed.append((block.attention, seat.index))
+        weigh_keys(patch, model, keyed, ledger)
+
+
+def _base(model: nn.Module) -> Any:
+    return getattr(model, "vivit", model)

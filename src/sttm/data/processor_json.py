@@ -1,0 +1,158 @@
+"""The JSON files of a checkpoint that say how its frames are prepared, read and checked."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, StrictBool, ValidationError
+
+from sttm.errors import SttmError
+
+Whole = Annotated[int, Field(strict=True, gt=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALVES = ((0.5,) * 3, (0.5,) * 3)
+FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the JSON files use
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a transformers processor class takes for a setting that its JSON file leaves out."""
+
+    size: int
+    crop: int
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    rescale_factor: float = 1 / 255
+
+
+PROCESSORS = {
+    "VideoMAE": Processor(224, 224, _HALVES),
+    "Vivit": Processor(256, 224, _HALVES, rescale_factor=1 / 127.5),
+    "Timesformer": Processor(224, 224, _IMAGENET),
+    "VJEPA2": Processor(292, 256, _IMAGENET),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model's config.json words its input, and the processor its published checkpoints come with."""
+
+    processor: str
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    num_frames: int
+    image_size: int
+    num_frames_key: str = "num_frames"
+    image_size_key: str = "image_size"
+    resize_ratio: float = 1.0
+    """Shorter side after resizing, over the size of the crop."""
+
+
+FAMILIES = {
+    "videomae": Family("VideoMAE", _IMAGENET, 16, 224),
+    "vivit": Family("Vivit", _HALVES, 32, 224, resize_ratio=256 / 224),
+    "timesformer": Family("VideoMAE", ((0.45,) * 3, (0.225,) * 3), 8, 224),
+    "vjepa2": Family("VJEPA2", _IMAGENET, 64, 256, "frames_per_clip", "crop_size", resize_ratio=256 / 224),
+}
+
+
+class Sides(BaseModel):
+    height: Whole | None = None
+    width: Whole | None = None
+    shortest_edge: Whole | None = None
+    longest_edge: None = None
+    """A limit on the longer side is not known here: transformers' video models do not use it."""
+
+
+class Settings(BaseModel):
+    """A processor's JSON file; null and absent alike mean the default of the processor's class."""
+
+    video_processor_type: str | None = None
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
+    do_resize: StrictBool = True
+    do_center_crop: StrictBool = True
+    do_rescale: StrictBool = True
+    do_normalize: StrictBool = True
+    size: Whole | Sides | None = None
+    crop_size: Whole | Sides | None = None
+    resample: Literal[2, 3] | None = None
+    rescale_factor: Number | None = None
+    offset: StrictBool | None = None
+    image_mean: Number | tuple[Number, Number, Number] | None = None
+    image_std: Positive | tuple[Positive, Positive, Positive] | None = None
+    frame_sampling: Literal["uniform", "dense"] = "uniform"
+    frame_stride: Whole = 1
+
+
+class Config(BaseModel):
+    """What a model's config.json says of its input."""
+
+    num_frames: Whole | None = None
+    frames_per_clip: Whole | None = None
+    image_size: Whole | tuple[Whole, Whole] | None = None
+    crop_size: Whole | None = None
+
+
+def processor_class(settings: Settings, file: Path, family: Family) -> tuple[str, str]:
+    """Return the stem of the processor's class, and what it resizes with."""
+    name = settings.video_processor_type or settings.image_processor_type or settings.feature_extractor_type
+    if name is None:
+        is_video = family.processor == "VJEPA2" or file.name == "video_preprocessor_config.json"
+        return family.processor, "torch" if is_video else "pillow"
+    kinds = "ImageProcessor|VideoProcessor|FeatureExtractor"
+    match = re.fullmatch(rf"({'|'.join(PROCESSORS)})({kinds})(?:Fast|Pil)?", name)
+    if match is None:
+        known = ", ".join(PROCESSORS)
+        raise SttmError(f"{file} is made for {name}; known are the image and video processors of {known}.")
+    return match[1], "torch" if match[2] == "VideoProcessor" else "pillow"
+
+
+def find_settings(folder: Path) -> tuple[Settings, Path] | None:
+    """Find a processor's settings, in the order in which transformers looks for them."""
+    nested = folder / "processor_config.json"
+    if nested.exists():
+        values = read_json(nested)
+        for key in ("video_processor", "image_processor"):
+            if key in values:
+                return validate(Settings, values[key], nested), nested
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).exists():
+            return validate(Settings, read_json(folder / name), folder / name), folder / name
+    return None
+
+
+def validate(model: type[Model], values: object, file: Path) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"][:1]) or "the whole"
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise SttmError(f"{file}: {key} is {first['input']!r}, but the {reason}; correct the file.") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model.") from None
+    except OSError as error:
+        raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder.") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+        raise SttmError(f"{file} is not valid JSON ({error}); save or download the model again.") from None
+    if not isinstance(values, dict):
+        raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again.")
+    return values
+
+
+def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
+    if isinstance(size, Sides):
+        if size.height is None or size.width is None:
+            raise SttmError(f"{file} has a {key} without height and width; give both, or one number.")
+        return size.height, size.width
+    return size if isinstance(size, tuple) else (size, size)

@@ -1,0 +1,267 @@
+"""The Spatial-temporal Token Merger: finds the objects of a clip and fuses their tokens in space and in time.
+
+Our reading of Z. Feng, J. Xu, L. Ma, S. Zhang, "Efficient Video Transformers via Spatial-temporal Token Merging for
+Action Recognition", ACM TOMM 20(4), 2023, doi 10.1145/3633781. Only the abstract is open and no code was released:
+the five steps are the abstract's, their form is ours.
+
+Legend: B clips, T token frames, S tokens in a frame; F frames out, W = T/F frames in a window, L = W*S tokens in a
+window, M meta tokens (slots) in a window; C width, D similarity width, 3 = (t, y, x), 2 = (y, x).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, normalize, one_hot
+
+from ..errors import SttmError
+from .meta import make_finder, take
+from .tokens import MergeMap, Tokens
+
+# Keeps a meta token in its own slot: more than two cosines can differ by.
+OWN_SLOT = 4.0
+# A slot that nothing went to in a frame has no mass there; this only keeps the division finite.
+TINY_MASS = 1e-6
+
+
+class TokenMerger(nn.Module):
+    """Merges the tokens of a clip into `frames` x `tokens` slots that stand for its objects.
+
+    Off the shelf (`learned=False`) there is nothing to train: tokens go to the most similar meta token and are
+    averaged by size, so that the size-weighted mean of all tokens stays what it was. Learned (`learned=True`), each
+    slot starts as its own meta token, bit for bit; what the similar tokens look like and how the object moves are
+    added through linear maps that start at zero.
+
+    Args:
+        dim: width C of the tokens.
+        frames: frames out, F; the frames in must be a multiple of it.
+        tokens: slots in each frame out, M.
+        frames_in: frames in, T; needed by the learned motion map (default: `frames`).
+        learned: adds the trainable parts.
+        finder: how meta tokens are found: "stride", "coverage" or "saliency" (default: "stride" when learned,
+            "coverage" off the shelf).
+        similarity_dim: width D in which the learned similarity is measured.
+
+    Example:
+        >>> merger = TokenMerger(dim=32, frames=4, tokens=8, frames_in=8)
+        >>> merged, who = merger(Tokens.of_grid(torch.randn(2, 8, 36, 32), height=6, width=6))
+        >>> merged.x_BTSC.shape, int(merged.size_BTS.sum())
+        (torch.Size([2, 4, 8, 32]), 576)
+
+    Raises:
+        SttmError: for sizes that no grid of tokens can have.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        frames: int,
+        tokens: int,
+        *,
+        frames_in: int | None = None,
+        learned: bool = False,
+        finder: str | None = None,
+        similarity_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        frames_in = frames if frames_in is None else frames_in
+        for name, value in dict(dim=dim, frames=frames, tokens=tokens, similarity_dim=similarity_dim).items():
+            if value < 1:
+                raise SttmError(f"TokenMerger got {name}={value}; give a whole number of one or more")
+        if frames_in % frames:
+            raise SttmError(f"{frames_in} frames do not divide into {frames} windows; choose frames from its divisors")
+        self.dim, self.frames, self.tokens, self.frames_in = dim, frames, tokens, frames_in
+        self.learned, self.similarity_dim = learned, similarity_dim
+        self.finder_name = finder or ("stride" if learned else "coverage")
+        self.finder = make_finder(self.finder_name, dim)
+        if self.finder.has_gate and not learned:
+            raise SttmError(f"finder={finder!r} has to be trained; give learned=True, or choose stride or coverage")
+        if learned:
+            self.query = nn.Linear(dim, similarity_dim, bias=False)
+            self.key = nn.Linear(dim, similarity_dim, bias=False)
+            # Temperatures of: tokens over objects, frames of an object, an object over the tokens of a frame.
+            self.log_tau = nn.Parameter(torch.tensor([0.1, 1.0, 0.1]).log())
+            self.appearance = nn.Linear(dim, dim)
+            self.motion = nn.Linear(2 * frames_in + 1, dim)
+            for added in (self.appearance, self.motion):
+                nn.init.zeros_(added.weight)
+                nn.init.zeros_(added.bias)
+
+    def extra_repr(self) -> str:
+        mode = "learned" if self.learned else "off the shelf"
+        return f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots, {self.finder_name}, {mode}"
+
+    def forward(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+        """Merges: T x S tokens in, F x M slots out; prefix tokens pass untouched.
+
+        Args:
+            tokens: x [B T S C] with size [B T S] and position [B T S 3].
+
+        Returns:
+            The slots, again on a frames-by-slots grid, and the map of who went where.
+
+        Raises:
+            SttmError: if the grid is not the one this merger was made for.
+        """
+        self._check(tokens)
+        # Similarities and sizes are kept in float32 whatever the model runs in: the steps below cast by hand.
+        with torch.autocast(_autocast_device(tokens.x_BTSC), enabled=False):
+            return self._merge_learned(tokens) if self.learned else self._merge_as_is(tokens)
+
+    def macs(self, frames: int, tokens: int) -> int:
+        """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
+        C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens
+        found = self.finder.macs(self.frames, N // self.frames, M, C)
+        fused = N * M * C
+        if not self.learned:
+            return found + N * M * C + fused + 3 * N * M
+        similarity = (N + slots) * C * D + slots * N * D
+        in_time = frames * M * C * D
+        followed = 2 * slots * N
+        added = slots * C * (C + 2 * self.frames_in + 1)
+        return found + similarity + fused + in_time + followed + added
+
+    def _merge_as_is(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+        """Off the shelf: the backbone's own features tell objects apart, every token goes to one slot."""
+        x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
+        # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
+        feature_BFLC = _standardised(x_BFLC)
+        feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
+        meta_BFM, _ = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        # 2. Similarity, hard: the nearest object takes the whole token, a meta token stays in its own slot.
+        unit_BFLC = normalize(feature_BFLC, dim=-1)
+        cosine_BFLM = unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
+        token_L1 = torch.arange(x_BFLC.shape[2], device=x_BFLC.device)[:, None]
+        owns_BFLM = token_L1 == meta_BFM[:, :, None, :]
+        slot_BFL = (cosine_BFLM + OWN_SLOT * owns_BFLM).argmax(-1)
+        share_BFLM = one_hot(slot_BFL, self.tokens).to(size_BFL.dtype)
+        # 3. and 4. Fusion in each frame, then over the frames of the window, by mass alone: a true average.
+        weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
+        in_time_BFWM = mass_BFWM / mass_BFWM.sum(2, keepdim=True)
+        z_BFMC = _fuse(weight_BFWMS, in_time_BFWM, x_BFLC)
+        position_BFM3 = _fuse(weight_BFWMS, in_time_BFWM, position_BFL3)
+        merged = Tokens(z_BFMC, mass_BFWM.sum(2), position_BFM3, tokens.prefix_BPC)
+        return merged, self._map(tokens, merged, slot_BFL, meta_BFM)
+
+    def _merge_learned(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+        """Learned: each slot is its meta token, plus what fusion and motion have to add."""
+        x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
+        feature_BFLC = _standardised(x_BFLC)
+        # 1. Meta tokens: tokens of the window itself.
+        meta_BFM, gate_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        meta_BFMC = take(x_BFLC, meta_BFM)
+        if gate_BFM is not None:
+            meta_BFMC = meta_BFMC * gate_BFM[..., None].to(x_BFLC.dtype)
+        # 2. Similarity of every object with every token of the clip.
+        tau = self.log_tau.to(feature_BFLC.dtype).exp()
+        key_BFMD = _project(self.key, take(feature_BFLC, meta_BFM))
+        cosine_BFMN = key_BFMD @ _project(self.query, feature_BFLC).flatten(1, 2)[:, None].transpose(-1, -2)
+        # The tokens of its own window spread themselves over its objects.
+        logit_BFLM = _own_window(cosine_BFMN, self.frames) / tau[0]
+        share_BFLM = logit_BFLM.softmax(-1)
+        # 3. Spatial fusion in each frame.
+        weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
+        y_BFWMC = _fuse_in_space(weight_BFWMS, x_BFLC)
+        # 4. Temporal fusion in each window: by mass, and by how much the object of that frame resembles its meta token.
+        alike_BFWM = (_project(self.query, _standardised(y_BFWMC)) * key_BFMD[:, :, None]).sum(-1)
+        in_time_BFWM = (mass_BFWM.clamp(min=TINY_MASS).log() + alike_BFWM / tau[1]).softmax(2)
+        z_BFMC = (in_time_BFWM[..., None].to(y_BFWMC.dtype) * y_BFWMC).sum(2)
+        # 5. Motion: the object's path through the whole clip, seen from its meta token.
+        place_BFM3 = take(position_BFL3, meta_BFM)
+        path_BFMT2 = self._follow(cosine_BFMN / tau[2], tokens.position_BTS3, place_BFM3)
+        size_BFM = mass_BFWM.sum(2)
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
+        added_BFMC = _linear(self.appearance, _standardised(z_BFMC)) + _linear(self.motion, path_BFMK)
+        slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
+        merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
+        return merged, self._map(tokens, merged, logit_BFLM.argmax(-1), meta_BFM, path_BFMT2)
+
+    def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, sizes and positions by window: [B T S ...] -> [B F L ...]; bookkeeping in float32 or finer."""
+        B, T, S, C = tokens.x_BTSC.shape
+        F, L = self.frames, (T // self.frames) * S
+        exact = torch.promote_types(tokens.x_BTSC.dtype, torch.float32)
+        x_BFLC = tokens.x_BTSC.reshape(B, F, L, C)
+        return x_BFLC, tokens.size_BTS.to(exact).reshape(B, F, L), tokens.position_BTS3.to(exact).reshape(B, F, L, 3)
+
+    def _spatial_weights(self, share_BFLM: Tensor, size_BFL: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the tokens of each frame in each slot, summing to one, and the mass that each slot has there."""
+        B, F, L, M = share_BFLM.shape
+        # [B F L M] -> [B F W M S]
+        mass_BFWMS = (share_BFLM * size_BFL[..., None]).view(B, F, self.frames_in // F, -1, M).transpose(-1, -2)
+        mass_BFWM = mass_BFWMS.sum(-1)
+        return mass_BFWMS / mass_BFWM.clamp(min=TINY_MASS)[..., None], mass_BFWM
+
+    def _follow(self, logit_BFMN: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
+        """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
+        B, T, S, _ = position_BTS3.shape
+        F, M = place_BFM3.shape[1:3]
+        # [B F M T*S] -> [B T F*M S]: in every frame the object looks for itself among the tokens there.
+        likeness_BTOS = logit_BFMN.reshape(B, F * M, T, S).softmax(-1).transpose(1, 2)
+        there_BTO2 = likeness_BTOS @ position_BTS3[..., 1:].to(likeness_BTOS.dtype)
+        # [B T F*M 2] -> [B F M T 2]
+        return there_BTO2.permute(0, 2, 1, 3).reshape(B, F, M, T, 2) - place_BFM3[..., None, 1:]
+
+    def _map(
+        self, tokens: Tokens, merged: Tokens, slot_BFL: Tensor, meta_BFM: Tensor, path: Tensor | None = None
+    ) -> MergeMap:
+        """The record of this merge; slots and tokens numbered through the clip."""
+        B, T, S, _ = tokens.x_BTSC.shape
+        F, M = self.frames, self.tokens
+        window_F1 = torch.arange(F, device=slot_BFL.device)[:, None]
+        return MergeMap(
+            assignment=(slot_BFL + window_F1 * M).reshape(B, T * S),
+            size=merged.size_BTS.reshape(B, F * M),
+            position=merged.position_BTS3.reshape(B, F * M, 3),
+            grid=((T, S), (F, M)),
+            meta=(meta_BFM + window_F1 * slot_BFL.shape[-1]).reshape(B, F * M),
+            trajectory=None if path is None else path.detach().reshape(B, F * M, T, 2),
+        )
+
+    def _check(self, tokens: Tokens) -> None:
+        _, T, S, C = tokens.x_BTSC.shape
+        if C != self.dim or T != self.frames_in or T // self.frames * S < self.tokens:
+            raise SttmError(
+                f"this merger takes {self.frames_in} frames of width {self.dim} with at least {self.tokens} tokens in "
+                f"each of its {self.frames} windows, and got {T} frames x {S} tokens of width {C}; "
+                "make it for that grid, or give sttm.apply the clip_shape that you use"
+            )
+
+
+def _standardised(x_C: Tensor) -> Tensor:
+    """Each token at mean 0 and variance 1 over its channels, in float32 or finer: any input scale looks alike."""
+    return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
+
+
+def _linear(layer: nn.Linear, x_C: Tensor) -> Tensor:
+    """`layer` in its own precision."""
+    return linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def _project(layer: nn.Linear, x_C: Tensor) -> Tensor:
+    """A direction in the similarity space, in the precision of `x`."""
+    return normalize(_linear(layer, x_C).to(x_C.dtype), dim=-1)
+
+
+def _own_window(cosine_BFMN: Tensor, frames: int) -> Tensor:
+    """Of all similarities those within a window: [B F M F*L] -> [B F L M]."""
+    B, F, M, N = cosine_BFMN.shape
+    # The diagonal of objects' windows and tokens' windows: [B F M F L] -> [B M L F] -> [B F L M]
+    return cosine_BFMN.view(B, F, M, frames, N // frames).diagonal(dim1=1, dim2=3).permute(0, 3, 2, 1)
+
+
+def _fuse_in_space(weight_BFWMS: Tensor, x_BFLK: Tensor) -> Tensor:
+    """Weighted sums over the tokens of each frame: [B F L K] -> [B F W M K]."""
+    B, F, W, M, S = weight_BFWMS.shape
+    return weight_BFWMS.to(x_BFLK.dtype) @ x_BFLK.view(B, F, W, S, -1)
+
+
+def _fuse(weight_BFWMS: Tensor, in_time_BFWM: Tensor, x_BFLK: Tensor) -> Tensor:
+    """Fusion in space, then in time: [B F L K] -> [B F M K]."""
+    y_BFWMK = _fuse_in_space(weight_BFWMS, x_BFLK)
+    return (in_time_BFWM[..., None].to(y_BFWMK.dtype) * y_BFWMK).sum(2)
+
+
+def _autocast_device(x: Tensor) -> str:
+    """Autocast knows no meta device."""
+    return "cpu" if x.device.type == "meta" else x.device.type

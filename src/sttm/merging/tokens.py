@@ -1,0 +1,116 @@
+"""The records of merging: tokens on their grid, and the map of who went where.
+
+Legend: B clips, P prefix tokens, T token frames, S tokens in a frame, N = T*S tokens in, F frames out,
+M slots in a frame out, C width; 3 = (t, y, x), each scaled to [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SttmError
+
+
+@dataclass
+class Tokens:
+    """Tokens on a frames-by-slots grid; what each stands for and where it is.
+
+    Attributes:
+        x_BTSC: features.
+        size_BTS: how many tokens of the input grid each token stands for (float32).
+        position_BTS3: where it is, (t, y, x) in [-1, 1] (float32); the centroid of what was merged.
+        prefix_BPC: tokens beside the grid (a class token), never merged; None where there are none.
+    """
+
+    x_BTSC: Tensor
+    size_BTS: Tensor
+    position_BTS3: Tensor
+    prefix_BPC: Tensor | None = None
+
+    @classmethod
+    def of_grid(cls, x_BTSC: Tensor, height: int, width: int, prefix_BPC: Tensor | None = None) -> Tokens:
+        """Tokens that nothing has merged yet: size one each, on a regular height x width grid in row-major order."""
+        B, T, S, _ = x_BTSC.shape
+        if S != height * width:
+            raise SttmError(f"{S} tokens in a frame are not a {height} x {width} grid; give the grid they stand on")
+        size_BTS = torch.ones(B, T, S, dtype=torch.float32, device=x_BTSC.device)
+        position_TS3 = grid_positions(T, height, width, x_BTSC.device)
+        return cls(x_BTSC, size_BTS, position_TS3.expand(B, T, S, 3), prefix_BPC)
+
+    def __repr__(self) -> str:
+        B, T, S, C = self.x_BTSC.shape
+        return f"Tokens({B} clips, {T} frames x {S} tokens, width {C}, {self.x_BTSC.dtype})"
+
+
+def grid_positions(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Positions (t, y, x) of a regular token grid, each axis from -1 to 1 (an axis of length one sits at -1).
+
+    Returns:
+        position_TS3 in float32, S = height * width in row-major order.
+    """
+
+    def axis(length: int) -> Tensor:
+        return torch.arange(length, dtype=torch.float32, device=device) * (2 / max(length - 1, 1)) - 1
+
+    t, y, x = torch.meshgrid(axis(frames), axis(height), axis(width), indexing="ij")
+    # [T H W] x 3 -> [T S 3]
+    return torch.stack((t, y, x), dim=-1).flatten(1, 2)
+
+
+@dataclass
+class MergeMap:
+    """Who went where in one merger, or, composed, in several.
+
+    Attributes:
+        assignment: int64 [B, N], for each token in the slot out (f * M + m) that it went to; where the merger
+            is soft, the slot that took the largest share of it; -1 for a token that was dropped.
+        size: [B, F*M], how many tokens of the first grid each slot stands for.
+        position: [B, F*M, 3], where each slot is, (t, y, x) in [-1, 1].
+        grid: frames and tokens in a frame, before and after: ((T, S), (F, M)).
+        meta: int64 [B, F*M], the token in that each slot grew from, or None where there is no such token.
+        trajectory: [B, F*M, T, 2], how the slot's object moves: its (y, x) in every frame in, less the meta
+            token's own; None where the merger follows nothing (off the shelf).
+    """
+
+    assignment: Tensor
+    size: Tensor
+    position: Tensor
+    grid: tuple[tuple[int, int], tuple[int, int]]
+    meta: Tensor | None = None
+    trajectory: Tensor | None = None
+
+    def then(self, later: MergeMap) -> MergeMap:
+        """The map of this merger followed by `later`, from this one's tokens in to the other's slots out."""
+        (T, S), (F, M) = self.grid
+        if later.grid[0] != (F, M):
+            raise ValueError(f"a map onto {F} x {M} tokens cannot be followed by one from {later.grid[0]}")
+        # A dropped token (-1) reads row 0 and is then marked as dropped again.
+        onward = later.assignment.gather(1, self.assignment.clamp(min=0))
+        assignment = torch.where(self.assignment < 0, -1, onward)
+        meta = None
+        if self.meta is not None and later.meta is not None:
+            meta = self.meta.gather(1, later.meta)
+        return MergeMap(assignment, later.size, later.position, ((T, S), later.grid[1]), meta)
+
+    def spread(self, y_BMC: Tensor) -> Tensor:
+        """Gives every token in the features of the slot it went to: [B, F*M, C] -> [B, N, C] (dropped: zeros)."""
+        index_BN1 = self.assignment.clamp(min=0)[..., None]
+        y_BNC = y_BMC.gather(1, index_BN1.expand(-1, -1, y_BMC.shape[-1]))
+        return torch.where(self.assignment[..., None] < 0, 0.0, y_BNC)
+
+    def __repr__(self) -> str:
+        (T, S), (F, M) = self.grid
+        return f"MergeMap({self.assignment.shape[0]} clips, {T} x {S} -> {F} x {M} tokens)"
+
+
+def compose(maps: list[MergeMap]) -> MergeMap:
+    """One map for several mergers in turn, from the input grid to the last slots."""
+    if not maps:
+        raise ValueError("compose needs one map at least")
+    whole = maps[0]
+    for later in maps[1:]:
+        whole = whole.then(later)
+    return whole

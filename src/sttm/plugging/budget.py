@@ -1,0 +1,247 @@
+"""Multiply-adds of a model at given token counts, and the schedule of mergers for a compute target.
+
+A multiply-add is one term of a matrix product or convolution; papers call them "GFLOPs". Norms, activations, softmax,
+sorting and other work in proportion to the tokens alone are not counted, here as in those papers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..backbones.protocol import Backbone, ClipShape
+from ..errors import SttmError
+from ..merging import method_named
+
+#: A plan ends at most this far below the compute that was asked for.
+TOLERANCE = 0.01
+#: Fewer than this share of the tokens left by one merger, and the schedule merges earlier instead.
+GENTLE = 0.4
+
+
+@dataclass(frozen=True)
+class MergerPlan:
+    """One merger: before which block (counted from 0), and the grids before and after it."""
+
+    layer: int
+    frames_before: int
+    tokens_before: int
+    frames: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `sttm.apply` does to a model: `print(plan)` is a table.
+
+    Attributes:
+        compute: multiply-adds after over before, those of the mergers included.
+        macs_before, macs_after: multiply-adds of one clip.
+        mergers: one MergerPlan each, in order.
+        method, learned, finder: what the mergers are.
+        clip_shape: (frames, channels, height, width) of the clips that were counted.
+    """
+
+    compute: float
+    macs_before: int
+    macs_after: int
+    mergers: tuple[MergerPlan, ...]
+    method: str
+    learned: bool
+    clip_shape: ClipShape
+    finder: str | None = None
+    family: str = field(default="")
+
+    def __str__(self) -> str:
+        mode = "learned" if self.learned else "off the shelf"
+        lines = [
+            f"{self.method} ({mode}) on {self.family}: {self.macs_before / 1e9:.3f} -> {self.macs_after / 1e9:.3f} "
+            f"GMACs a clip, compute {self.compute:.3f}"
+        ]
+        if not self.mergers:
+            return lines[0] + "; nothing to merge"
+        lines.append(f"{'before block':>12}  {'frames x tokens':>22}  {'tokens':>14}  {'kept':>5}")
+        for m in self.mergers:
+            before, after = m.frames_before * m.tokens_before, m.frames * m.tokens
+            grids = f"{m.frames_before} x {m.tokens_before} -> {m.frames} x {m.tokens}"
+            lines.append(f"{m.layer:>12}  {grids:>22}  {f'{before} -> {after}':>14}  {after / before:>5.0%}")
+        return "\n".join(lines)
+
+
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> nn.Module:
+    """The module of one planned merger."""
+    options = {} if plan.finder is None else {"finder": plan.finder}
+    return method_named(plan.method)(
+        width, merger.frames, merger.tokens, frames_in=merger.frames_before, learned=plan.learned, **options
+    )
+
+
+def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequence[MergerPlan]) -> int:
+    """Multiply-adds of one clip through a model with these mergers."""
+    grid = backbone.grid(model, plan.clip_shape)
+    frames, tokens, inner = grid.frames, grid.tokens, 0
+    waiting = list(mergers)
+    for number in range(len(backbone.blocks(model))):
+        while waiting and waiting[0].layer == number:
+            merger = waiting.pop(0)
+            with torch.device("meta"):
+                inner += build_merger(plan, merger, backbone.width(model)).macs(frames, tokens)
+            frames, tokens = merger.frames, merger.tokens
+        inner += backbone.block_macs(model, grid, frames, tokens)
+    return grid.sequences * inner + backbone.outer_macs(model, plan.clip_shape, frames, tokens)
+
+
+def check_compute(compute: float) -> float:
+    """A share of the plain model's multiply-adds, above 0 and at most 1."""
+    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute <= 1:
+        raise SttmError(
+            f"compute={compute!r} is not a share of the plain model's multiply-adds; give a number above 0, up to 1"
+        )
+    return float(compute)
+
+
+def make_plan(
+    backbone: Backbone,
+    model: nn.Module,
+    compute: float = 0.62,
+    method: str = "sttm",
+    learned: bool = False,
+    clip_shape: ClipShape | None = None,
+    finder: str | None = None,
+) -> Plan:
+    """The schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
+
+    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. Early blocks
+    see every token, as they have to tell objects apart; two steps lose less than one, and more than two gain
+    nothing: each costs a pass over the tokens that no multiply-add shows. Where so little is asked for that a merger
+    would leave under 40 % of its tokens, both move towards the first block. The first merger joins two frames to a
+    window, so that tokens fuse in space and in time; the second fuses in space within what the first left.
+
+    Raises:
+        SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
+    """
+    compute = check_compute(compute)
+    method_named(method)
+    clip_shape = _clip(backbone, model, clip_shape)
+    if backbone.aligned and finder not in (None, "stride"):
+        raise SttmError(f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}")
+    finder = "stride" if backbone.aligned and method == "sttm" else finder
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
+    before = count_macs(backbone, model, empty, ())
+    if compute == 1:
+        return _replace(empty, before, before, ())
+    search = _Search(backbone, model, empty, before, compute)
+    found = search.best()
+    return _replace(empty, before, count_macs(backbone, model, empty, found), found)
+
+
+def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> int:
+    """Multiply-adds of one clip through the model as it came."""
+    empty = Plan(1.0, 0, 0, (), "sttm", False, _clip(backbone, model, clip_shape))
+    return count_macs(backbone, model, empty, ())
+
+
+class _Search:
+    """Looks for token counts that meet a target, one list of layers after another."""
+
+    def __init__(self, backbone: Backbone, model: nn.Module, empty: Plan, before: int, compute: float) -> None:
+        self.backbone, self.model, self.empty, self.before, self.compute = backbone, model, empty, before, compute
+        self.grid = backbone.grid(model, empty.clip_shape)
+        self.depth = len(backbone.blocks(model))
+
+    def share(self, mergers: Sequence[MergerPlan]) -> float:
+        return count_macs(self.backbone, self.model, self.empty, mergers) / self.before
+
+    def best(self) -> tuple[MergerPlan, ...]:
+        found: list[tuple[float, float, tuple[MergerPlan, ...]]] = []
+        least = 1.0
+        for layers in self._layers():
+            least = min(least, self.share(self._at(layers, 0.0)))
+            mergers = self._solve(layers)
+            if mergers is None:
+                continue
+            gap = self.compute - self.share(mergers)
+            kept = min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
+            if gap <= TOLERANCE and kept >= GENTLE:
+                return mergers
+            found.append((max(gap, TOLERANCE), -kept, mergers))
+        if not found:
+            raise SttmError(
+                f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with "
+                f"{self.empty.method}: merging all it can leaves {least:.3f}; ask for {_ceil(least)} or more"
+            )
+        return min(found, key=lambda entry: entry[:2])[2]
+
+    def _layers(self) -> Iterator[tuple[int, ...]]:
+        """Where mergers may sit, the preferred place first."""
+        last = self.depth - 1
+        for first, second in ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (1 / 12, 1 / 6)):
+            a = min(max(round(first * self.depth), 1), last)
+            b = min(max(round(second * self.depth), a + 1), last)
+            yield (a,) if a == b else (a, b)
+        yield (min(1, last),)
+        yield (0,)
+
+    def _at(self, layers: Sequence[int], keep: float) -> list[MergerPlan]:
+        """Mergers that each leave the share `keep` of what reaches them (one slot a window at the least)."""
+        frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
+        for number, layer in enumerate(layers):
+            window = 2 if number == 0 and frames % 2 == 0 else 1
+            out = frames // window
+            slots = max(1, math.floor(keep * frames * tokens / out))
+            mergers.append(MergerPlan(layer, frames, tokens, out, slots))
+            frames, tokens = out, slots
+        return mergers
+
+    def _solve(self, layers: Sequence[int]) -> tuple[MergerPlan, ...] | None:
+        """The most tokens within the budget, equal shares first, then the last merger filled up."""
+        low, high = 0.0, 1.0
+        if self.share(self._at(layers, low)) > self.compute:
+            return None
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.share(self._at(layers, middle)) <= self.compute else (low, middle)
+        equal = self._at(layers, low)
+        candidates = [equal]
+        if len(equal) > 1:
+            candidates += [self._trim_first(equal, less) for less in (1, 2, 3)]
+        return max((self._fill_last(mergers) for mergers in candidates), key=self.share)
+
+    def _trim_first(self, mergers: list[MergerPlan], less: int) -> list[MergerPlan]:
+        first, second = mergers
+        slots = max(1, first.tokens - less)
+        first = MergerPlan(first.layer, first.frames_before, first.tokens_before, first.frames, slots)
+        return [first, MergerPlan(second.layer, first.frames, slots, second.frames, min(second.tokens, slots))]
+
+    def _fill_last(self, mergers: list[MergerPlan]) -> tuple[MergerPlan, ...]:
+        *head, last = mergers
+        room = last.frames_before // last.frames * last.tokens_before
+        low, high = last.tokens, room
+        while low < high:
+            middle = (low + high + 1) // 2
+            filled = MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, middle)
+            low, high = (middle, high) if self.share([*head, filled]) <= self.compute else (low, middle - 1)
+        return (*head, MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, low))
+
+
+def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> ClipShape:
+    if clip_shape is None:
+        return backbone.clip_shape(model)
+    if len(clip_shape) != 4:
+        raise SttmError(f"clip_shape={clip_shape!r} is not (frames, channels, height, width); give those four numbers")
+    frames, channels, height, width = (int(length) for length in clip_shape)
+    return frames, channels, height, width
+
+
+def _replace(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
+    return Plan(
+        after / before, before, after, mergers, empty.method, empty.learned, empty.clip_shape, empty.finder, empty.family
+    )
+
+
+def _ceil(share: float) -> str:
+    return f"{math.ceil(share * 100) / 100:.2f}"
