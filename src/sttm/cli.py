@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+import sttm
 from sttm.errors import SttmError
 
 if TYPE_CHECKING:
@@ -32,14 +33,24 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="M", help="A bundled model, a folder, or a hub id.", show_default="the bundled model"
-    ),
+    str | None, typer.Option(metavar="M", help="Bundled name, folder or hub id; bundled if left out.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same videos.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(sttm.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Holds the one option that belongs to no command."""
 
 
 def main() -> None:
@@ -55,18 +66,15 @@ def main() -> None:
 
 @app.command(epilog="Example:  sttm predict clips/ 'more/*.mp4' --compute 0.62 --json")
 def predict(
-    clips: Annotated[
-        list[str], typer.Argument(metavar="CLIP...", help="Files, folders, or quoted patterns.")
-    ],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Files, folders, quoted patterns.")],
     model: Model = None,
     compute: Annotated[
-        str | None,
-        typer.Option(metavar="C", help="Part of the plain model's multiply-adds to spend: 0 < C <= 1."),
+        str | None, typer.Option(metavar="C", help="Part of the multiply-adds to spend.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="How to merge.", show_default="sttm")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels to name for each clip.")] = 5,
     views: Annotated[
-        str, typer.Option(metavar="TxS", help="Temporal views times spatial crops to average.")
+        str, typer.Option(metavar="TxS", help="Views in time, crops in space, to average.")
     ] = "1x1",
     batch_size: Batch = 8,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -76,9 +84,7 @@ def predict(
     """Say what happens in video files; a file that cannot be read is named, and the others go on."""
     fraction = None if compute is None else _fraction(compute)
     if method is not None and fraction is None:
-        raise SttmError(
-            f"--method {method} says how to merge but not how much: add --compute, such as --compute 0.62."
-        )
+        raise SttmError(f"--method {method} says how to merge but not how much: add, say, --compute 0.62.")
     temporal_and_spatial = _views(views)
 
     import torch
@@ -112,11 +118,10 @@ def models(as_json: Json = False) -> None:
     from sttm.backbones import FAMILIES
 
     rows = [{"model": name, "kind": "bundled", "about": about} for name, about in floor.BUNDLED.items()]
-    rows += [
-        {"model": family.example, "kind": "hub id", "about": f"of the family {family.family}"}
-        for family in FAMILIES
-    ]
-    _print_rows("Models", rows, as_json=as_json)
+    for family in FAMILIES:
+        about = f"family {family.family}: {', '.join(family.classes)}"
+        rows.append({"model": family.example, "kind": "hub id", "about": about})
+    _print_rows("Models", rows, as_json=rows if as_json else None)
 
 
 @app.command(epilog="Example:  sttm doctor")
@@ -125,17 +130,15 @@ def doctor(as_json: Json = False) -> None:
     from sttm.engines.doctor import examine
 
     with Console(stderr=True).status("looking around"):
-        findings = list(examine())
-    _print_rows("Doctor", [asdict(finding) for finding in findings], as_json=as_json)
-    raise typer.Exit(int(any(finding.needed and finding.status == "broken" for finding in findings)))
+        rows = [asdict(finding) for finding in examine()]
+    _print_rows("Doctor", rows, as_json=rows if as_json else None)
+    raise typer.Exit(int(any(row["needed"] and row["status"] == "broken" for row in rows)))
 
 
 @app.command(epilog="Example:  sttm synth videos --kind motion --clips 1000 --seed 0")
 def synth(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    kind: Annotated[
-        Literal["motion", "scene"], typer.Option(help="What tells the classes apart.")
-    ] = "motion",
+    kind: Annotated[Literal["motion", "scene"], typer.Option(help="What tells classes apart.")] = "motion",
     clips: Annotated[int, typer.Option(min=1, help="Videos to make.")] = 1000,
     seed: Seed = 0,
     frames: Annotated[int, typer.Option(min=1, help="Frames of each video.")] = 16,
@@ -153,34 +156,26 @@ def synth(
 def bench(
     model: Annotated[list[str] | None, typer.Option(metavar="M", help="May be given several times.")] = None,
     methods: Annotated[str, typer.Option(metavar="A,B", help="Ways to merge.")] = "sttm",
-    compute: Annotated[
-        str, typer.Option(metavar="C,D", help="Parts of the multiply-adds.")
-    ] = "1,0.8,0.62,0.4",
+    compute: Annotated[str, typer.Option(metavar="C,D", help="Parts of multiply-adds.")] = "1,0.8,0.62,0.4",
     batch: Batch = 1,
     dtype: Annotated[str, typer.Option(metavar="T,U", help="fp32, bf16, or both.")] = "fp32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that each model is timed, in turn.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Time the plain and the merged model, turn by turn in one process."""
-    computes = [_fraction(text) for text in _list(compute)]
+    computes = [_fraction(text) for text in compute.split(",")]
 
     from sttm import models as floor
     from sttm.engines import bench as engine
 
-    result = engine.run(
-        model or [floor.DEFAULT], _list(methods), computes, batch=batch, dtypes=_list(dtype), rounds=rounds
-    )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        _print_rows(f"Bench on {result['machine']}", result["rows"])
+    names, dtypes = model or [floor.DEFAULT], _list(dtype)
+    result = engine.run(names, _list(methods), computes, batch=batch, dtypes=dtypes, rounds=rounds)
+    _print_rows(f"Bench on {result['machine']}", result["rows"], as_json=result if as_json else None)
 
 
 @app.command(epilog="Example:  sttm demo")
 def demo(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where the videos and report.html go.")
-    ] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="For videos and report.html.")] = Path("demo"),
     clips: Annotated[int, typer.Option(min=1, help="Videos to make and classify.")] = 200,
     seed: Seed = 0,
     as_json: Json = False,
@@ -189,10 +184,8 @@ def demo(
     from sttm.engines import demo as engine
 
     result = engine.run(folder, clips=clips, seed=seed)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        _print_rows("Demo", result["rows"])
+    _print_rows("Demo", result["rows"], as_json=result if as_json else None)
+    if not as_json:
         print(f"The pictures are in {result['report']}")
 
 
@@ -206,17 +199,15 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 < value <= 1:
-        raise SttmError(
-            f"compute={text} is not above 0 and at most 1: give the part of the cost to keep, such as 0.62."
-        )
+        raise SttmError(f"compute={text} is not above 0 and at most 1: give the part to keep, such as 0.62.")
     return value
 
 
 def _views(text: str) -> tuple[int, int]:
     """Read '5x3' as five temporal views times three spatial crops."""
-    temporal, _, spatial = text.lower().partition("x")
-    if not (temporal.isdecimal() and spatial.isdecimal() and int(temporal) and int(spatial)):
-        raise SttmError(f"views={text} is not TxS: give temporal views times spatial crops, such as 5x3.")
+    temporal, _, spatial = text.partition("x")
+    if not temporal.isdecimal() or int(temporal) < 1 or spatial not in ("1", "3"):
+        raise SttmError(f"views={text} is not TxS: give 1 or more in time and 1 or 3 in space, such as 5x3.")
     return int(temporal), int(spatial)
 
 
@@ -234,12 +225,18 @@ def _device(name: str) -> "torch.device":
 
 
 def _merge(network: "nn.Module", compute: float | None, method: str) -> float:
-    """Put mergers in if the user asked for it; what the model then costs, relative to its plain self."""
+    """Bring the model to what the user wants to spend; what it then costs, relative to its plain self."""
     from sttm.plugging import plug
 
-    if compute is not None:
-        return plug.apply(network, compute=compute, method=method).compute
-    return plug.plan_of(network).compute if plug.is_merged(network) else 1.0
+    own = plug.plan_of(network).compute if plug.is_merged(network) else 1.0
+    if compute is None or (method == "sttm" and own <= compute < own + 0.01 and plug.is_merged(network)):
+        return own
+    if plug.is_merged(network):
+        _complain(
+            f"the mergers that the model came with (compute {own:.3f}) make way for --compute {compute}."
+        )
+        plug.remove(network)
+    return plug.apply(network, compute=compute, method=method).compute
 
 
 # --- what the user sees -------------------------------------------------------------------------------------
@@ -252,15 +249,15 @@ def _complain(sentence: str) -> None:
 def _report_predictions(records: Iterable[Mapping[str, Any]], total: int, *, as_json: bool) -> int:
     """Print records as they come, errors and warnings on stderr too; the exit code."""
     failed = 0
-    with _progress(
-        records, total, shown=sys.stderr.isatty() and not (as_json and sys.stdout.isatty())
-    ) as shown:
-        for record in shown:
+    shown = sys.stderr.isatty() and not (as_json and sys.stdout.isatty())  # no bar through lines of JSON
+    with _progress(records, total, shown=shown) as watched:
+        for record in watched:
             path, error = _printable(record["path"]), record.get("error")
-            for complaint in (error, *record.get("warnings", ())):
-                if complaint:
-                    _complain(complaint if path in complaint else f"{path}: {complaint}")
-            failed += error is not None
+            for warning in record.get("warnings", ()):
+                _complain(f"warning: {path}: {warning}")
+            if error is not None:
+                failed += 1
+                _complain(error if path in error else f"{path}: {error}")
             if as_json:
                 print(json.dumps(record), flush=True)
             elif error is None:
@@ -285,10 +282,10 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _print_rows(title: str, rows: list[dict[str, Any]], *, as_json: bool = False) -> None:
-    """Print records that share their keys, as JSON or as a table with a column for each key."""
-    if as_json:
-        print(json.dumps(rows))
+def _print_rows(title: str, rows: list[dict[str, Any]], *, as_json: object = None) -> None:
+    """Print records as a table with a column for each of their keys, or some JSON in its place."""
+    if as_json is not None:
+        print(json.dumps(as_json))
         return
     table = Table(title=title, title_justify="left")
     for key in rows[0]:
@@ -296,8 +293,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]], *, as_json: bool = False
         table.add_column(key.replace("_", " "), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 160)  # a pipe has no width: let rows be long
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width: let rows be long
 
 
 def _cell(value: Any) -> str:

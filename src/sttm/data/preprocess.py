@@ -39,8 +39,8 @@ from sttm.errors import SttmError
 class Preprocess:
     """Everything between decoded frames and a model's input, callable: frames_TCHW to pixels_KTCHW.
 
-    transformers has two kinds of processors, whose resized pixels differ by a level or two of 255: image processors
-    resize with Pillow, video processors with torch (by way of torchvision). `resize_with` says which it is.
+    transformers has two kinds of processors, whose resized pixels differ by a level or two of 255: image
+    processors resize with Pillow, video processors with torch (by way of torchvision). `resize_with` tells.
     """
 
     processor: str
@@ -77,13 +77,15 @@ class Preprocess:
         found = find_settings(folder)
         if found is not None:
             return _from_settings(*found, num_frames, family)
-        height, width = height_width(getattr(config, family.image_size_key) or family.image_size, file, "")
+        crop = height_width(
+            getattr(config, family.image_size_key) or family.image_size, file, family.image_size_key
+        )
         mean, std = family.statistics
         return cls(
             processor=family.processor,
             sampling=Sampling(num_frames),
-            resize=int(max(height, width) * family.resize_ratio),
-            crop=(height, width),
+            resize=family.resize(crop),
+            crop=crop,
             rescale_factor=PROCESSORS[family.processor].rescale_factor,
             offset=-1.0 if family.processor == "Vivit" else 0.0,
             mean=mean,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, StrictBool, ValidationError
+from pydantic import BaseModel, Field, StrictBool, ValidationError, model_validator
 
 from sttm.errors import SttmError
 
@@ -48,15 +48,19 @@ class Family:
     image_size: int
     num_frames_key: str = "num_frames"
     image_size_key: str = "image_size"
-    resize_ratio: float = 1.0
-    """Shorter side after resizing, over the size of the crop."""
+    has_margin: bool = False
+    """Whether the frames are resized to 256/224 of the crop, instead of to the crop itself."""
+
+    def resize(self, crop: tuple[int, int]) -> int:
+        """Return the length of the shorter side from which `crop` is cut."""
+        return int(max(crop) * 256 / 224) if self.has_margin else max(crop)
 
 
 FAMILIES = {
     "videomae": Family("VideoMAE", _IMAGENET, 16, 224),
-    "vivit": Family("Vivit", _HALVES, 32, 224, resize_ratio=256 / 224),
+    "vivit": Family("Vivit", _HALVES, 32, 224, has_margin=True),
     "timesformer": Family("VideoMAE", ((0.45,) * 3, (0.225,) * 3), 8, 224),
-    "vjepa2": Family("VJEPA2", _IMAGENET, 64, 256, "frames_per_clip", "crop_size", resize_ratio=256 / 224),
+    "vjepa2": Family("VJEPA2", _IMAGENET, 64, 256, "frames_per_clip", "crop_size", has_margin=True),
 }
 
 
@@ -87,6 +91,13 @@ class Settings(BaseModel):
     image_std: Positive | tuple[Positive, Positive, Positive] | None = None
     frame_sampling: Literal["uniform", "dense"] = "uniform"
     frame_stride: Whole = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value is not None}
+        return values
 
 
 class Config(BaseModel):
@@ -127,6 +138,7 @@ def find_settings(folder: Path) -> tuple[Settings, Path] | None:
 
 
 def validate(model: type[Model], values: object, file: Path) -> Model:
+    """Check a file's values; the first that is wrong is an SttmError that names file, key and value."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -137,6 +149,7 @@ def validate(model: type[Model], values: object, file: Path) -> Model:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object; anything else is an SttmError."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -151,6 +164,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
+    """Read a size however it is worded; one number stands for a square."""
     if isinstance(size, Sides):
         if size.height is None or size.width is None:
             raise SttmError(f"{file} has a {key} without height and width; give both, or one number.")

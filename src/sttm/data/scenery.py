@@ -5,18 +5,19 @@ Legend: T frames, H x W a picture, h x w the window around one thing, 3 colours 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Rng = np.random.Generator
 
 # How far the largest shape reaches from its centre, in radii.
 REACH = 1.42
 
 
-# --- shapes: from (u, v) in radii to how deep inside the shape that is, in radii; negative is outside -----------------
+# --- shapes: from (u, v) in radii to how deep inside that is, in radii; negative is outside -------
 
 
 def _polygon(u: Array, v: Array, corners: int) -> Array:
@@ -54,7 +55,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-# --- textures: from (u, v) in radii to a mix of two colours in [0, 1] --------------------------------------------------
+# --- textures: from (u, v) in radii to a mix of two colours in [0, 1] -----------------------------
 
 
 def _hard(wave: Array) -> Array:
@@ -77,7 +78,7 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-# --- settings: from pixels in hundredths of the picture to a mix of two colours ----------------------------------------
+# --- settings: from pixels in hundredths of the picture to a mix of two colours -------------------
 
 
 def _bricks(x: Array, y: Array) -> Array:
@@ -142,11 +143,12 @@ class Sprite:
         under += alpha * (self.rgb_Thw3[frame, rows, columns] - under)
 
 
-def draw(look: Look, x_T: Array, y_T: Array, radius_T: Array, angle_T: Array) -> Sprite:
-    """Draws a thing at every pose of a track, in pixels and radians, with soft edges.
+def draw(look: Look, pose_T4: Array) -> Sprite:
+    """Draws a thing at every pose (x, y, radius, angle) of a track, in pixels and radians, with soft edges.
 
     All frames are drawn at once in windows that just hold the largest one: no loop over pixels or frames.
     """
+    x_T, y_T, radius_T, angle_T = pose_T4.T
     half = int(np.ceil(radius_T.max() * REACH)) + 1
     corner_T2 = np.stack([np.floor(y_T), np.floor(x_T)], axis=1).astype(np.int64) - half
     grid = np.arange(2 * half + 1, dtype=np.float32)
@@ -197,7 +199,7 @@ def backdrop(rng: Rng, size: int, setting: str, clutter: int) -> Array:
     dark, light = colour(rng, (0.1, 0.4), (0.2, 0.4)), colour(rng, (0.05, 0.35), (0.4, 0.65))
     picture = (dark + mix * (light - dark)).astype(np.float32)
     for _ in range(clutter):
-        x_1, y_1 = rng.uniform(0, size, (2, 1))
-        radius_1, angle_1 = rng.uniform(4, 11, 1) * unit, rng.uniform(0, 2 * np.pi, 1)
-        draw(random_look(rng, dull=True), x_1, y_1, radius_1, angle_1).lay(picture, 0)
+        x, y = rng.uniform(0, size, 2)
+        pose_14 = np.array([[x, y, rng.uniform(4, 11) * unit, rng.uniform(0, 2 * np.pi)]])
+        draw(random_look(rng, dull=True), pose_14).lay(picture, 0)
     return picture

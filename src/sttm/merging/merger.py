@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, normalize, one_hot
+from torch.nn.functional import layer_norm, normalize, one_hot
 
 from ..errors import SttmError
-from .meta import make_finder, take
+from .meta import make_finder, own_linear, take
 from .tokens import MergeMap, Tokens
 
 # Keeps a meta token in its own slot: more than two cosines can differ by.
@@ -171,7 +171,7 @@ class TokenMerger(nn.Module):
         path_BFMT2 = self._follow(cosine_BFMN / tau[2], tokens.position_BTS3, place_BFM3)
         size_BFM = mass_BFWM.sum(2)
         path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
-        added_BFMC = _linear(self.appearance, _standardised(z_BFMC)) + _linear(self.motion, path_BFMK)
+        added_BFMC = own_linear(self.appearance, _standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
         slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
         merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
         return merged, self._map(tokens, merged, logit_BFLM.argmax(-1), meta_BFM, path_BFMT2)
@@ -233,14 +233,9 @@ def _standardised(x_C: Tensor) -> Tensor:
     return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
 
 
-def _linear(layer: nn.Linear, x_C: Tensor) -> Tensor:
-    """`layer` in its own precision."""
-    return linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)
-
-
 def _project(layer: nn.Linear, x_C: Tensor) -> Tensor:
     """A direction in the similarity space, in the precision of `x`."""
-    return normalize(_linear(layer, x_C).to(x_C.dtype), dim=-1)
+    return normalize(own_linear(layer, x_C).to(x_C.dtype), dim=-1)
 
 
 def _own_window(cosine_BFMN: Tensor, frames: int) -> Tensor:

@@ -98,7 +98,7 @@ class SaliencyFinder(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        score_BFL = self.score(x_BFLC).squeeze(-1).float()
+        score_BFL = own_linear(self.score, x_BFLC).squeeze(-1).to(x_BFLC.dtype)
         ranked_BFL = score_BFL
         if self.training:
             uniform = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6)
@@ -125,3 +125,8 @@ def make_finder(name: str, width: int) -> nn.Module:
 def take(x_BFLC: Tensor, index_BFM: Tensor) -> Tensor:
     """The tokens of those indices: [B F L C], [B F M] -> [B F M C]."""
     return x_BFLC.gather(2, index_BFM[..., None].expand(-1, -1, -1, x_BFLC.shape[-1]))
+
+
+def own_linear(layer: nn.Linear, x_C: Tensor) -> Tensor:
+    """`layer` in the precision of its weights, whatever that of `x` is."""
+    return nn.functional.linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)

@@ -1,0 +1,41 @@
+# Each target makes .venv first, and again whenever pyproject.toml or constraints.txt has changed.
+#   make demo    the whole story in one run, offline: a table, and report.html
+#   make test    every test                      make check   what a commit must pass
+#   make bench   plain and merged, timed in turn
+#   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+demo: $(READY)
+	$(BIN)/sttm demo
+
+# Two workers of one thread each: the suite is many small models, where threads only get in each other's way.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_imports.py -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+bench: $(READY)
+	$(BIN)/sttm bench
+
+# torch goes first and alone, so that nothing else can bring in another build of it; one that is already there stays.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+	  for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14); do \
+	    "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "Making .venv with $$("$$python" --version)"; exec "$$python" -m venv .venv; \
+	  done; \
+	  echo "sttm needs Python 3.11 or newer with its venv module; none is at" \
+	       "$(or $(PYTHON),python3 or python3.11 to python3.14): install one, or name it with make PYTHON=..." >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

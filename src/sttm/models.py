@@ -1,0 +1,180 @@
+"""From a name, a folder or a hub id to a model ready to run; saving and loading merged models.
+
+A saved model is a transformers folder (config.json, model.safetensors) plus `sttm.json`, which says where its mergers
+are; their weights lie among the model's own. Nothing that is loaded can execute code: weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SttmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from .plugging.budget import Plan
+
+PLAN_FILE = "sttm.json"
+_BUNDLE = Path(__file__).parent / "bundled"
+#: The small models that come with the package, trained on made videos (kind: motion).
+BUNDLED = {
+    "sttm-motion": "small VideoMAE with the learned merger, trained on made videos of 16 motions",
+    "sttm-motion-plain": "its plain twin, trained alike",
+}
+DEFAULT = "sttm-motion"
+
+
+def resolve(name: str | Path) -> Path:
+    """The local folder of a model: one of `BUNDLED`, a folder, or a hub id (downloaded once, then from the cache).
+
+    Raises:
+        SttmError: if there is no such model, or its folder lacks what a model needs.
+    """
+    if str(name) in BUNDLED:
+        return _BUNDLE / str(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(str(name))
+    _check_folder(folder)
+    return folder
+
+
+def load(name: str | Path = DEFAULT) -> nn.Module:
+    """Loads a video classification model in eval mode, merged if it was saved merged.
+
+    Args:
+        name: one of the bundled models, a folder, or a hub id.
+
+    Raises:
+        SttmError: if the model is missing, has no safetensors weights or no trained head, or is of no known family.
+    """
+    from transformers import AutoModelForVideoClassification
+
+    from .backbones import backbone_of
+    from .plugging import plug
+
+    folder = resolve(name)
+    with _quiet():
+        try:
+            model, info = AutoModelForVideoClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise SttmError(f"cannot load a model from {name}: {_first_sentence(error)}") from error
+    wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
+    if wrong:
+        raise SttmError(
+            f"{name} has no trained weights for {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}; "
+            "use a checkpoint that was fine-tuned for classification"
+        )
+    backbone_of(model)
+    if (folder / PLAN_FILE).exists():
+        plug.install(model, _read_plan(folder / PLAN_FILE))
+        _load_mergers(model, folder)
+    return model.eval()
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Saves a model, merged or plain, so that `load` gives it back exactly.
+
+    Raises:
+        SttmError: if the folder cannot be written.
+    """
+    from .plugging import plug
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        if plug.is_merged(model):
+            (folder / PLAN_FILE).write_text(json.dumps(asdict(plug.plan_of(model)), indent=2) + "\n")
+        else:
+            (folder / PLAN_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise SttmError(f"cannot save a model to {folder}: {error.strerror or error}; choose another folder") from error
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """One sentence for each way in which a folder is not a model."""
+    if not (folder / "config.json").is_file():
+        raise SttmError(f"{folder} is not a model folder: it has no config.json; give a folder that transformers saved")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+    if pickles:
+        raise SttmError(
+            f"{folder} holds its weights as {pickles[0]}, a pickle that could run code when loaded, and only "
+            "safetensors are; load it with transformers where you trust it and save it again with save_pretrained"
+        )
+    raise SttmError(f"{folder} has a config.json but no weights; it should hold a model.safetensors")
+
+
+def _download(name: str) -> Path:
+    """The local copy of a hub model: safetensors and json only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    missing = (
+        f"no model {name!r} here or on the hub; give one of {', '.join(BUNDLED)}, a folder, or a hub id such as "
+        "MCG-NJU/videomae-base-finetuned-kinetics (a first download needs the network)"
+    )
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise SttmError(missing)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise SttmError(missing) from error
+
+
+def _read_plan(path: Path) -> Plan:
+    from .plugging.budget import MergerPlan, Plan
+
+    try:
+        fields = json.loads(path.read_text())
+        fields["mergers"] = tuple(MergerPlan(**merger) for merger in fields["mergers"])
+        fields["clip_shape"] = tuple(fields["clip_shape"])
+        return Plan(**fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SttmError(f"{path} does not say where the mergers are ({error}); save the model again") from error
+
+
+def _load_mergers(model: nn.Module, folder: Path) -> None:
+    """Weights of the mergers, which transformers passes over because its own model knows none."""
+    from safetensors import safe_open
+
+    wanted = {name for name in model.state_dict() if ".merger." in name}
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in wanted}  # noqa: SIM118
+    if found.keys() != wanted:
+        raise SttmError(f"{folder} has no weights for {sorted(wanted - found.keys())[0]}; save the model again")
+    model.load_state_dict(found, strict=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from reporting the mergers' weights as strangers, and from drawing progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

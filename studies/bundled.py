@@ -1,0 +1,232 @@
+"""Trains the two small models that come with the package, on made videos of the kind *motion*.
+
+Both start from one shared stage: a plain VideoMAE from nothing, which learns the classes and, as a help, to read off
+where everything is in every frame (the tracks that made videos come with; this head is thrown away). Then its twins go
+on alike, for the same steps on the same clips in the same order: one plain, one with the learned merger put in.
+Choices look at the validation split; the test split is used once, at the end. All stages go on where they stopped.
+
+How to run, from the project's root (see results/bundled.json for the machine and the hours it took):
+    python studies/bundled.py data shared plain merged report
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+import sttm
+from sttm.data.synth import MOTION_CLASSES, SynthSettings, make
+from sttm.data.video import Sampling, read
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / "cache" / "bundled"
+BUNDLE = ROOT / "src" / "sttm" / "bundled"
+SIDE, FRAMES, TRACKS = 56, 16, 12
+COMPUTE = 0.62
+BATCH, RATE, DECAY, WARMUP = 32, 1e-3, 0.05, 300
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build(seed: int = 0) -> nn.Module:
+    """A VideoMAE of about a million parameters for clips of 16 x 56 x 56."""
+    torch.manual_seed(seed)
+    names = dict(enumerate(MOTION_CLASSES))
+    config = VideoMAEConfig(
+        image_size=SIDE, patch_size=8, num_frames=FRAMES, tubelet_size=2, hidden_size=144, num_hidden_layers=4,
+        num_attention_heads=4, intermediate_size=576, id2label=names, label2id={n: i for i, n in names.items()},
+    )  # fmt: skip
+    return VideoMAEForVideoClassification(config)
+
+
+def make_data(clips: int) -> None:
+    """Makes the clips as mp4 files and keeps their pixels, decoded and resized as predict does, in one array a split."""
+    folder = make(CACHE / "motion", SynthSettings(kind="motion", clips=clips, seed=0))
+    labels = json.loads((folder / "labels.json").read_text())
+    truth = {}
+    for line in (folder / "tracks.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        truth[str(entry["id"])] = entry
+    answers = dict(line.split(";", 1) for line in (folder / "test-answers.csv").read_text().splitlines())
+    for split in ("train", "validation", "test"):
+        entries = json.loads((folder / f"{split}.json").read_text())
+        pixels = np.lib.format.open_memmap(
+            CACHE / f"{split}.npy", "w+", np.uint8, (len(entries), FRAMES, 3, SIDE, SIDE)
+        )
+        classes, tracks = [], []
+        for i, entry in enumerate(entries):
+            clip = read(folder / "videos" / f"{entry['id']}.mp4", Sampling(num_frames=FRAMES))[0]
+            small = interpolate(clip.frames_TCHW, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+            pixels[i] = small.numpy()
+            template = entry["template"] if "template" in entry else answers[str(entry["id"])]
+            classes.append(int(labels[template.replace("[", "").replace("]", "")]))
+            tracks.append(track_targets(truth[str(entry["id"])]))
+        pixels.flush()
+        np.savez(CACHE / f"{split}.npz", classes=np.array(classes), tracks=np.array(tracks, np.float32))
+
+
+def track_targets(entry: dict[str, list[list[float]]]) -> np.ndarray:
+    """What the helping head reads off each frame: [T, 12], each around [-1, 1]."""
+    target, two, passer = (np.array(entry[name]) for name in ("target", "pair", "passer"))
+    size = np.log(target[:, 2:3] / 14) * 2
+    turn = np.stack([np.sin(target[:, 3]), np.cos(target[:, 3])], axis=1)
+    places = np.concatenate([target[:, :2], two, passer[:, :2]], axis=1) / 56 - 1
+    return np.concatenate([places, size, turn, passer[:, 2:] * 2 - 1], axis=1)
+
+
+class Split:
+    """One split in memory: pixels as bytes, classes, tracks."""
+
+    def __init__(self, name: str) -> None:
+        self.pixels = np.load(CACHE / f"{name}.npy", mmap_mode="r")
+        stored = np.load(CACHE / f"{name}.npz")
+        self.classes, self.tracks = torch.from_numpy(stored["classes"]), torch.from_numpy(stored["tracks"])
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def clips(self, indices: np.ndarray) -> Tensor:
+        """Normalised pixels [B, T, 3, H, W]."""
+        pixels = torch.from_numpy(self.pixels[np.sort(indices)]).float() / 255
+        return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def train(model: nn.Module, name: str, steps: int, seed: int, helped: bool, cooling: bool) -> float:
+    """Trains for `steps`, going on from the last checkpoint of that name; gives the seconds it took."""
+    data, reader = Split("train"), nn.Linear(144, 2 * TRACKS)
+    parameters = [*model.parameters(), *(reader.parameters() if helped else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98))
+    path, step, seconds = CACHE / f"{name}.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        reader.load_state_dict(state["reader"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+    model.train()
+    started = time.perf_counter() - seconds
+    running: list[tuple[float, float, float]] = []
+    while step < steps:
+        epoch, place = divmod(step * BATCH, len(data) // BATCH * BATCH)
+        order = np.random.default_rng([seed, epoch]).permutation(len(data))[place : place + BATCH]
+        rate = RATE * min(1.0, (step + 1) / WARMUP) * ((1 - step / steps) if cooling else 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        indices = np.sort(order)
+        classes, pixels = data.classes[indices], data.clips(indices)
+        with torch.autocast("cpu", torch.bfloat16):
+            if helped:
+                tokens_BNC = model.videomae(pixels).last_hidden_state
+                logits = model.classifier(model.fc_norm(tokens_BNC.mean(1)))
+                # [B T/2*S C] -> [B T/2 C] -> [B T 12]
+                frames_BTC = tokens_BNC.unflatten(1, (FRAMES // 2, -1)).mean(2)
+                read_off = reader(frames_BTC).unflatten(-1, (2, TRACKS)).flatten(1, 2)
+                error = smooth_l1_loss(read_off.float(), data.tracks[indices], beta=0.1)
+            else:
+                logits, error = model(pixels).logits, torch.zeros(())
+            loss = cross_entropy(logits.float(), classes, label_smoothing=0.05) + 4.0 * error
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        running.append((loss.item(), float((logits.argmax(-1) == classes).float().mean()), error.item()))
+        if step % 100 == 0:
+            seen = np.mean(running[-100:], axis=0)
+            print(f"{name} {step}/{steps} loss {seen[0]:.3f} top-1 {seen[1]:.3f} tracks {seen[2]:.4f} "
+                  f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
+        if step % 500 == 0 or step == steps:
+            state = dict(
+                model=model.state_dict(), reader=reader.state_dict(), optimizer=optimizer.state_dict(),
+                step=step, seconds=time.perf_counter() - started,
+            )  # fmt: skip
+            torch.save(state, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+            print(f"{name} {step}/{steps} validation {accuracy(model, Split('validation'), 600)[0]:.4f}", flush=True)
+            model.train()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Split, most: int | None = None) -> tuple[float, int]:
+    """Top-1 (0 to 1) and the number of clips it was counted on."""
+    model.eval()
+    count, right = min(most or len(data), len(data)), 0
+    for start in range(0, count, 50):
+        indices = np.arange(start, min(start + 50, count))
+        right += int((model(data.clips(indices)).logits.argmax(-1) == data.classes[indices]).sum())
+    return right / count, count
+
+
+def from_shared() -> nn.Module:
+    model = build()
+    model.load_state_dict(torch.load(CACHE / "shared.pt", weights_only=True)["model"])
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=["data", "shared", "plain", "merged", "report"])
+    parser.add_argument("--clips", type=int, default=24000, help="made clips; 0.8 of them to train on")
+    parser.add_argument("--shared-steps", type=int, default=3000)
+    parser.add_argument("--twin-steps", type=int, default=1500)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if "data" in options.stages:
+        make_data(options.clips)
+    if "shared" in options.stages:
+        train(build(), "shared", options.shared_steps, seed=0, helped=True, cooling=False)
+    for stage, folder in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
+        if stage in options.stages:
+            model = from_shared()
+            torch.manual_seed(1)
+            if stage == "merged":
+                sttm.apply(model, compute=COMPUTE, learned=True)
+            train(model, stage, options.twin_steps, seed=1, helped=False, cooling=True)
+            write(model.eval(), BUNDLE / folder)
+    if "report" in options.stages:
+        report(options)
+
+
+def write(model: nn.Module, folder: Path) -> None:
+    """A transformers folder with the preprocessing beside it."""
+    sttm.save(model, folder)
+    processor = {
+        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
+        "resample": 2, "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Test accuracy of both twins, once, into results/bundled.json."""
+    data, rows = Split("test"), {}
+    for stage, folder in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
+        model = sttm.load(BUNDLE / folder)
+        top1, clips = accuracy(model, data)
+        seconds = torch.load(CACHE / f"{stage}.pt", weights_only=True)["seconds"]
+        rows[folder] = dict(top1=top1, clips=clips, macs=sttm.macs(model), seconds=round(seconds))
+    results = dict(
+        command="python studies/bundled.py data shared plain merged report", clips=options.clips,
+        shared_steps=options.shared_steps, twin_steps=options.twin_steps, batch=BATCH, threads=options.threads, seed=0,
+        shared_seconds=round(torch.load(CACHE / "shared.pt", weights_only=True)["seconds"]),
+        machine=platform.processor() or platform.machine(), torch=torch.__version__, models=rows,
+    )  # fmt: skip
+    (ROOT / "results").mkdir(exist_ok=True)
+    (ROOT / "results" / "bundled.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
