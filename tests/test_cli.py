@@ -418,13 +418,13 @@ def test_synth_makes_videos_that_decode(sttm, tmp_path):
 def test_bench_hands_its_options_on(sttm, monkeypatch):
     def run(models, methods, computes, **options):
         assert (models, methods, computes) == (["m", "n"], ["sttm", "tome"], [1.0, 0.5])
-        assert options == {"batch": 2, "dtypes": ["fp32", "bf16"], "rounds": 3}
+        assert options == {"batch": 2, "dtypes": ["fp32", "bf16"], "rounds": 3, "device": "cpu"}
         row = {"model": "m", "macs": 123456, "latency_ms": {"p50": 1.25, "p90": 2.0}, "peak_memory_mb": None}
         return {"machine": "two cores", "rows": [row]}
 
     monkeypatch.setattr(engines, "bench", SimpleNamespace(run=run), raising=False)
     args = "bench --model m --model n --methods sttm,tome --compute 1,0.5".split()
-    args += "--batch 2 --dtype fp32,bf16 --rounds 3".split()
+    args += "--batch 2 --dtype fp32,bf16 --rounds 3 --device cpu".split()
     assert json.loads(sttm(*args, "--json").out)["machine"] == "two cores"
     table = sttm(*args).out
     assert all(text in table for text in ("two cores", "latency ms", "123,456", "1.25 / 2"))

@@ -63,8 +63,8 @@ def test_videos_hold_what_was_drawn(motion: Path, scene: Path) -> None:
             assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
         drawn, _, _ = render(kind, 5, 0, **SMALL)
         assert decoded.shape == drawn.shape == (8, 32, 32, 3)
-        assert np.abs(decoded.astype(float) - drawn).mean() < 12
-        assert np.abs(decoded.astype(float) - drawn[::-1]).mean() > np.abs(decoded.astype(float) - drawn).mean()
+        error, backwards = (np.abs(decoded.astype(float) - other).mean() for other in (drawn, drawn[::-1]))
+        assert error < min(12, backwards)
 
 
 def test_motion_is_laid_out_as_something_something(motion: Path) -> None:
@@ -117,7 +117,11 @@ def test_classes_are_balanced_in_every_split(kind: str) -> None:
         label = plan(kind, index, 0)[0].label
         per_split = counts.setdefault(settings.split(index), dict.fromkeys(classes, 0))
         per_split[label] += 1
-    assert {split: sum(c.values()) for split, c in counts.items()} == {"train": 400, "validation": 50, "test": 50}
+    assert {split: sum(c.values()) for split, c in counts.items()} == {
+        "train": 400,
+        "validation": 50,
+        "test": 50,
+    }
     assert all(max(c.values()) - min(c.values()) <= 1 for c in counts.values())
 
 
@@ -127,9 +131,9 @@ def test_every_order_visits_the_same_values(frames: int) -> None:
     even = np.linspace(-1 + 1 / frames, 1 - 1 / frames, frames)
     for order in ORDERS * 5:
         np.testing.assert_allclose(np.sort(visit(order, frames, rng)), even)
-    rounds = {tuple(sorted(zip(*np.round(circle(o, frames, rng), 9), strict=True))) for o in ("behind", "before")}
-    sways = {tuple(sorted(zip(*np.round(circle("sway", frames, rng), 9), strict=True))) for _ in range(9)}
-    assert rounds == sways and len(rounds) == 1
+    orders = ["behind", "before"] + ["sway"] * 9
+    places = {tuple(sorted(zip(*np.round(circle(o, frames, rng), 9), strict=True))) for o in orders}
+    assert len(places) == 1
 
 
 def test_backwards_is_the_partner_class() -> None:
@@ -138,9 +142,11 @@ def test_backwards_is_the_partner_class() -> None:
     for motion in MOTIONS:
         partner = by_template[motion.backwards]
         assert partner.backwards == motion.template and partner.channel == motion.channel
-        make_path = (lambda o: circle(o, 16, rng)[1]) if motion.channel == "way" else (lambda o: visit(o, 16, rng))
-        one, other = make_path(motion.order)[::-1], make_path(partner.order)
-        assert np.abs(one - other).max() <= 2 / 16 + 1e-9  # a palindrome may swap its ways there and back
+        if motion.channel == "way":
+            one, other = (circle(m.order, 16, rng)[1] for m in (motion, partner))
+        else:
+            one, other = (visit(m.order, 16, rng) for m in (motion, partner))
+        assert np.abs(one[::-1] - other).max() <= 4 / 16  # a wave may come back over the values it left out
     assert sum(motion.backwards != motion.template for motion in MOTIONS) >= 14
 
 
@@ -150,7 +156,9 @@ def test_what_the_class_says_is_what_happens() -> None:
         x, y, radius, angle = clip.tracks["target"].T
         a, b = clip.tracks["pair"][:, :2], clip.tracks["pair"][:, 2:]
         gap = np.hypot(*(a - b).T)
-        return {name: track[-1] - track[0] for name, track in zip(CHANNELS, (x, y, radius, angle, gap), strict=True)}
+        return {
+            c: track[-1] - track[0] for c, track in zip(CHANNELS, (x, y, radius, angle, gap), strict=True)
+        }
 
     assert first_to_last("Moving something left")["across"] < -30
     assert first_to_last("Moving something right")["across"] > 30
@@ -186,11 +194,14 @@ def test_a_perfect_eye_needs_the_order() -> None:
         return float(((wide[1200:] @ weights).argmax(1) == labels[1200:]).mean())
 
     chance = 1 / len(MOTIONS)
-    moments = np.stack([np.concatenate([np.cov(c.T).ravel(), c.mean(0), c.min(0), c.max(0)]) for c in shuffled])
-    assert accuracy(clips) > 0.75
+    spread = np.stack([np.concatenate([c.mean(0), c.var(0)]) for c in shuffled])
+    together = np.stack([np.cov(c.T).ravel() for c in shuffled])
+    assert accuracy(clips) > 0.9
     assert accuracy(shuffled[:, :1]) < 2 * chance
     assert accuracy(shuffled) < 2 * chance
-    assert accuracy(moments) < 3 * chance
+    assert accuracy(spread) < 2 * chance
+    # What moves with what is the one thing a heap of frames still whispers, to an eye that measures exactly.
+    assert accuracy(together) < 5.5 * chance
 
 
 @pytest.mark.parametrize(

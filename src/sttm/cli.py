@@ -37,6 +37,7 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is some.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same videos.")]
 
 
@@ -77,7 +78,7 @@ def predict(
         str, typer.Option(metavar="TxS", help="Views in time, crops in space, to average.")
     ] = "1x1",
     batch_size: Batch = 8,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
     as_json: Json = False,
 ) -> None:
@@ -160,6 +161,7 @@ def bench(
     batch: Batch = 1,
     dtype: Annotated[str, typer.Option(metavar="T,U", help="fp32, bf16, or both.")] = "fp32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that each model is timed, in turn.")] = 10,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Time the plain and the merged model, turn by turn in one process."""
@@ -168,8 +170,15 @@ def bench(
     from sttm import models as floor
     from sttm.engines import bench as engine
 
-    names, dtypes = model or [floor.DEFAULT], _list(dtype)
-    result = engine.run(names, _list(methods), computes, batch=batch, dtypes=dtypes, rounds=rounds)
+    result = engine.run(
+        model or [floor.DEFAULT],
+        _list(methods),
+        computes,
+        batch=batch,
+        dtypes=_list(dtype),
+        rounds=rounds,
+        device=_device(device).type,
+    )
     _print_rows(f"Bench on {result['machine']}", result["rows"], as_json=result if as_json else None)
 
 

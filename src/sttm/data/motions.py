@@ -108,7 +108,7 @@ def visit(order: str, frames: int, rng: Rng, *, shy: bool = False) -> Values:
         case _:
             edge = 0.05 if shy else 0.0
             begin = rng.uniform(edge, 0.5 - edge) + 0.5 * rng.integers(2)
-            # Now faster, now slower, each channel by itself: two sways in step would tell that neither is the class.
+            # Now faster, now slower, each by itself: two sways in step would tell that neither is the class.
             haste = np.sin(2 * np.pi * (time + rng.uniform())) / (2 * np.pi)
             path = _triangle(begin + time + 0.9 * (haste - haste[0]))
     if order in ("shrink", "dip"):
