@@ -175,7 +175,7 @@ def from_shared() -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=["data", "shared", "plain", "merged", "report"])
-    parser.add_argument("--clips", type=int, default=16000, help="made clips; 0.8 of them to train on")
+    parser.add_argument("--clips", type=int, default=12000, help="made clips; 0.8 of them to train on")
     parser.add_argument("--shared-steps", type=int, default=3000)
     parser.add_argument("--twin-steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)

@@ -163,6 +163,13 @@ def test_a_folder_that_may_not_be_made_is_one_sentence(sttm, tmp_path):
     assert outcome.err.startswith("sttm: ") and outcome.err.count("\n") == 1
 
 
+def test_a_broken_installation_points_to_the_doctor(sttm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sttm.data.synth", None)
+    outcome = sttm("synth", "videos")
+    assert outcome.code == 2
+    assert "sttm doctor" in outcome.err and outcome.err.count("\n") == 1
+
+
 # --- predict ------------------------------------------------------------------------------------------------
 
 

@@ -314,14 +314,27 @@ def test_trace_records_every_merger(model: nn.Module, learned: bool) -> None:
         )
 
 
-@pytest.mark.slow
-def test_compiles_without_a_break(model: nn.Module, learned: bool) -> None:
+def compiled_logits(model: nn.Module, backend: str) -> torch.Tensor:
+    torch._dynamo.reset()
+    return logits(torch.compile(model, fullgraph=True, backend=backend), pixels())
+
+
+def test_traces_as_one_graph(model: nn.Module, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     eager = logits(model, pixels())
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(logits(compiled, pixels()), eager, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled_logits(model, "aot_eager"), eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["videomae", "vjepa2"])
+def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    eager = logits(model, pixels())
+    torch.testing.assert_close(compiled_logits(model, "inductor"), eager, rtol=1e-4, atol=1e-5)
 
 
 def test_state_dict_can_be_pickled(model: nn.Module, learned: bool, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_published_defaults_follow_the_config(tmp_path):
     assert (vjepa2.resize, vjepa2.crop, vjepa2.sampling.num_frames) == (438, (384, 384), 64)
 
 
-def test_old_and_nested_files(tmp_path):
+def test_old_new_and_nested_files(tmp_path):
     old = {
         "feature_extractor_type": "VideoMAEFeatureExtractor",
         "size": 64,
@@ -218,6 +218,8 @@ def test_old_and_nested_files(tmp_path):
     }
     prepare = Preprocess.from_folder(checkpoint(tmp_path, "timesformer", old))
     assert (prepare.resize, prepare.crop, prepare.mean) == (64, (56, 56), (0.5,) * 3)
+    checkpoint(tmp_path, "timesformer", {"crop_size": 52}, "video_preprocessor_config.json")
+    assert Preprocess.from_folder(tmp_path).crop == (52, 52)  # before the image processor's
     nested = {"video_processor": {"video_processor_type": "VideoMAEVideoProcessor", "crop_size": 48}}
     checkpoint(tmp_path, "videomae", nested, "processor_config.json")
     assert Preprocess.from_folder(tmp_path).crop == (48, 48)

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -169,6 +170,16 @@ def test_jumping_gives_the_same_frames_as_decoding_in_order(tmp_path, suffix, x2
         assert sorted(decoded.frames_CHW) == wanted
         for index, frame_CHW in decoded.frames_CHW.items():
             np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), truth[index])
+
+
+def test_jumps_are_left_where_they_do_not_pay_or_go_astray(tmp_path):
+    path = write_video(tmp_path / "long.mp4", 60, options={"x264-params": "keyint=10:scenecut=0"})
+    timeline = decoding.survey(path)
+    assert decoding._decode_by_jumps(path, timeline, [0, 1, 2]) is None
+    shifted = replace(timeline, times=tuple(time + 1 for time in timeline.times))
+    assert decoding._decode_by_jumps(path, shifted, [45]) is None
+    (frame_CHW,) = decoding.decode_with_pyav(path, shifted, [45]).frames_CHW.values()
+    np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), naive_frames(path, {45})[45])
 
 
 def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeypatch):
@@ -387,9 +398,10 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         read(path, Sampling())
 
 
-def test_a_name_that_looks_like_an_address(tmp_path):
-    path = write_video(tmp_path / "plain.mp4", 2).rename(tmp_path / "concat:a|b.mp4")
-    assert read(path, Sampling(2))[0].indices == (0, 1)
+def test_a_name_that_looks_like_an_address(tmp_path, monkeypatch):
+    write_video(tmp_path / "plain.mp4", 2).rename(tmp_path / "concat:a|b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert read("concat:a|b.mp4", Sampling(2))[0].indices == (0, 1)
 
 
 @pytest.mark.parametrize(

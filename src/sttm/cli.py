@@ -62,6 +62,8 @@ def main() -> None:
         _complain(str(error))
     except OSError as error:  # a folder that may not be written, a full disk
         _complain(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except ImportError as error:  # a broken installation
+        _complain(f"{str(error).splitlines()[0]}; sttm doctor tells what is broken and how to mend it.")
     sys.exit(2)  # a command that went well has left by SystemExit
 
 

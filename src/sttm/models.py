@@ -92,7 +92,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        with _quiet():
+            # Names as they are: the older names that some families are published under have no place for a merger.
+            model.save_pretrained(folder, save_original_format=False)
         if plug.is_merged(model):
             (folder / PLAN_FILE).write_text(json.dumps(asdict(plug.plan_of(model)), indent=2) + "\n")
         else:
@@ -162,7 +164,7 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers from reporting the mergers' weights as strangers, and from drawing progress bars."""
+    """Keeps transformers from reporting the mergers' weights as unexpected, and from drawing progress bars."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

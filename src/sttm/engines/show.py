@@ -25,7 +25,9 @@ CELL = 160
 COLUMNS = 8
 """Frames of one picture at most."""
 PATHS = 3
-"""Objects whose way is drawn."""
+"""Objects at most whose way is drawn."""
+STILL, APART = 0.2, 0.4
+"""A way shorter than the one is none, two ways closer than the other are one; a picture is 2 wide."""
 GAP, CAPTION = 6, 26
 BACKGROUND, INK, FAINT = (21, 24, 30), (236, 239, 244), (144, 153, 166)
 PATH_COLOURS = ((255, 196, 0), (0, 214, 255), (255, 92, 160))
@@ -59,17 +61,17 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
     inputs = [pictures[t * tubelet] for t in shown]
     fused_THWC = _fused(frames_THWC, slot_THW)
     merged = [_outlined(fused_THWC[t], slot_THW[t], inputs[0].size) for t in shown]
-    tokens, left = slot_THW.size, len(np.unique(slot_THW[slot_THW >= 0]))
+    left = maps[-1].grid[1][0] * maps[-1].grid[1][1] * grid.sequences
     rows = [
         ("Input: one frame of each token frame", inputs),
-        (f"Merged: {tokens} tokens became {left}; one colour and one outline, one token", merged),
+        (f"Merged: {slot_THW.size} tokens became {left}; those that fuse share a colour and an outline", merged),
     ]
     path_KT2 = _paths(maps[0], grid, clip)
     if len(path_KT2):
         pixels_KT2 = _in_pixels(path_KT2, grid, inputs[0].size)
         rows.append(
             (
-                f"Followed: the ways of {len(path_KT2)} of the tokens, where the first merger sees their likeness",
+                "Followed: where the first merger sees the likeness of the tokens that move most",
                 [_with_paths(picture, pixels_KT2, t) for t, picture in zip(shown, inputs, strict=True)],
             )
         )
@@ -127,7 +129,7 @@ def _outlined(colour_HWC: NDArray[np.uint8], slot_HW: NDArray[np.int64], size: t
     image = Image.fromarray(colour_HWC).resize(size, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     xs, ys = np.linspace(0, size[0], W + 1).round(), np.linspace(0, size[1], H + 1).round()
-    line = (255, 255, 255)
+    line = (198, 204, 214)
     for y, x in zip(*np.nonzero(slot_HW[:, 1:] != slot_HW[:, :-1]), strict=True):
         draw.line((xs[x + 1], ys[y], xs[x + 1], ys[y + 1]), fill=line)
     for y, x in zip(*np.nonzero(slot_HW[1:] != slot_HW[:-1]), strict=True):
@@ -141,14 +143,14 @@ def _paths(first: MergeMap, grid: Grid, clip: int) -> NDArray[np.float64]:
         return np.empty((0, grid.frames, 2))
     place_N3 = grid_positions(grid.frames, grid.height, grid.width).flatten(0, 1)
     path_OT2 = (first.trajectory[clip].cpu() + place_N3[first.meta[clip].cpu(), None, 1:]).double().numpy()
-    length_O = np.linalg.norm(np.diff(path_OT2, axis=1), axis=-1).sum(1)
+    reach_O = np.linalg.norm(np.ptp(path_OT2, axis=1), axis=-1)
     chosen: list[int] = []
-    for slot in np.argsort(-length_O, kind="stable"):
-        # Slots on one object tell one story: a way is drawn once, unless it keeps a fifth of the picture away.
-        if all(np.linalg.norm(path_OT2[slot] - path_OT2[other], axis=-1).mean() > 0.4 for other in chosen):
-            chosen.append(int(slot))
-        if len(chosen) == PATHS:
+    for slot in np.argsort(-reach_O, kind="stable"):
+        if len(chosen) == PATHS or reach_O[slot] < STILL:
             break
+        # Slots on one object tell one story: its way is drawn once.
+        if all(np.linalg.norm(path_OT2[slot] - path_OT2[other], axis=-1).mean() > APART for other in chosen):
+            chosen.append(int(slot))
     return path_OT2[chosen]
 
 
