@@ -175,7 +175,7 @@ def from_shared() -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=["data", "shared", "plain", "merged", "report"])
-    parser.add_argument("--clips", type=int, default=12000, help="made clips; 0.8 of them to train on")
+    parser.add_argument("--clips", type=int, default=16000, help="made clips; 0.8 of them to train on")
     parser.add_argument("--shared-steps", type=int, default=3000)
     parser.add_argument("--twin-steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
@@ -202,11 +202,11 @@ def write(model: nn.Module, folder: Path) -> None:
     """A transformers folder with the preprocessing beside it."""
     sttm.save(model, folder)
     processor = {
-        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
+        "video_processor_type": "VideoMAEVideoProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
         "resample": 2, "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True,
         "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
 def report(options: argparse.Namespace) -> None:

@@ -440,8 +440,9 @@ def test_bench_hands_its_options_on(sttm, monkeypatch):
 def test_demo_hands_its_options_on(sttm, monkeypatch, tmp_path):
     def run(folder, *, clips, seed):
         assert (folder, clips, seed) == (tmp_path, 30, 7)
-        return {"rows": [{"model": "plain", "top1": 0.9}], "report": "somewhere/report.html"}
+        return {"report": "somewhere/report.html"}
 
-    monkeypatch.setattr(engines, "demo", SimpleNamespace(run=run), raising=False)
+    monkeypatch.setattr(engines, "demo", SimpleNamespace(run=run, table=lambda _: "plain"), raising=False)
+    assert json.loads(sttm("demo", tmp_path, "--clips", 30, "--seed", 7, "--json").out)
     outcome = sttm("demo", tmp_path, "--clips", 30, "--seed", 7)
     assert outcome.code == 0 and "plain" in outcome.out and "somewhere/report.html" in outcome.out

@@ -329,6 +329,24 @@ def test_a_size_that_changes_on_the_way_is_scaled_and_told(tmp_path):
     assert "the size of the frames changes: all are scaled to 64x64" in clip.warnings
 
 
+def test_frames_trimmed_off_by_an_edit_list_are_not_there(tmp_path):
+    path = write_video(tmp_path / "whole.mp4", 20, options={"x264-params": "keyint=20:bframes=0"})
+    trimmed = tmp_path / "trimmed.mp4"
+    keep_negative = {"avoid_negative_ts": "disabled"}
+    with av.open(str(path)) as source, av.open(str(trimmed), "w", options=keep_negative) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None and packet.dts is not None and packet.duration:
+                packet.pts -= 5 * packet.duration
+                packet.dts -= 5 * packet.duration
+                packet.stream = stream
+                target.mux(packet)
+    (clip,) = read(trimmed, Sampling(num_frames=4))
+    assert (clip.indices, clip.warnings) == ((0, 4, 9, 14), ())
+    whole = naive_frames(path)
+    assert_same_frames(clip, {index: whole[index + 5] for index in range(15)})
+
+
 def test_a_short_video_repeats_its_last_frame_and_says_so(tmp_path):
     path = write_video(tmp_path / "short.mp4", 3)
     (clip,) = read(path, Sampling(num_frames=5))

@@ -187,16 +187,18 @@ def bench(
 @app.command(epilog="Example:  sttm demo")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="For videos and report.html.")] = Path("demo"),
-    clips: Annotated[int, typer.Option(min=1, help="Videos to make and classify.")] = 200,
-    seed: Seed = 0,
+    clips: Annotated[int, typer.Option(min=1, help="Videos to make and classify.")] = 360,
+    seed: Seed = 1,
     as_json: Json = False,
 ) -> None:
     """Make videos, classify them with and without merging, and write a report with pictures; all offline."""
     from sttm.engines import demo as engine
 
     result = engine.run(folder, clips=clips, seed=seed)
-    _print_rows("Demo", result["rows"], as_json=result if as_json else None)
-    if not as_json:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _wide_console().print(engine.table(result))
         print(f"The pictures are in {result['report']}")
 
 
@@ -304,7 +306,12 @@ def _print_rows(title: str, rows: list[dict[str, Any]], *, as_json: object = Non
         table.add_column(key.replace("_", " "), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width: let rows be long
+    _wide_console().print(table)
+
+
+def _wide_console() -> Console:
+    """A console for tables: as wide as the terminal, or wide enough for long rows in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is measured: right answers counted until the last division, models timed turn by turn, and on what machine.
+"""What is measured: answers counted until the last division, models timed turn by turn, and on what machine.
 
 Legend: B clips in a batch, K classes.
 """
@@ -61,9 +61,7 @@ def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {"p10": low, "p50": middle, "p90": high}
 
 
-def in_turn(
-    runs: Sequence[Callable[[], T]], turn: int, device: torch.device
-) -> tuple[list[float], list[T]]:
+def in_turn(runs: Sequence[Callable[[], T]], turn: int, device: torch.device) -> tuple[list[float], list[T]]:
     """Run each once, starting with another one each turn; seconds and results in the order of `runs`.
 
     Runs that are compared share what the machine does meanwhile: a slow minute slows all of them, and none is

@@ -77,11 +77,12 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
 def survey(path: str | Path) -> Timeline:
     """Read a file's packets, decoding none: counts in headers are often zero or too high."""
     with open_video(path) as (container, stream):
-        stamps, key_stamps = [], []
+        stamps, key_stamps, num_hidden = [], [], 0
         try:
             for packet in container.demux(stream):
-                # The last packet is empty; discarded ones lie outside the edit list and are never shown.
-                if packet.size and not packet.is_discard:
+                if packet.is_discard:  # trimmed off by an edit list: never shown
+                    num_hidden += 1
+                elif packet.size:  # the last packet of all is empty
                     stamps.append(packet.pts if packet.pts is not None else packet.dts)
                     if packet.is_keyframe:
                         key_stamps.append(stamps[-1])
@@ -96,7 +97,7 @@ def survey(path: str | Path) -> Timeline:
         return Timeline(
             times=times,
             seconds_per_tick=float(stream.time_base) if timed else 1 / float(stream.guessed_rate or 25),
-            announced=stream.frames or _promised(container, stream, len(times)),
+            announced=max(stream.frames - num_hidden, 0) or _promised(container, stream, len(times)),
             keys=tuple(sorted(index[stamp] for stamp in key_stamps)) if seekable else (),
         )
 

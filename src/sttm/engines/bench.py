@@ -40,11 +40,20 @@ from sttm.plugging.budget import check_compute
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Turns that nobody times, after the pass that measures memory: caches and allocators settle.
 WARM_UP = 1
+#: Classes of the data sets that the standard models are known for.
+KINETICS: dict[str, Any] = {"num_labels": 400}
+SOMETHING: dict[str, Any] = {"num_labels": 174}
 
 
 def _videomae(width: int, layers: int, heads: int) -> nn.Module:
-    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads)
-    return VideoMAEForVideoClassification(VideoMAEConfig(**sizes, intermediate_size=4 * width, num_labels=400))
+    config = VideoMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        **KINETICS,
+    )
+    return VideoMAEForVideoClassification(config)
 
 
 #: Standard shapes by name, built with random weights: what a model weighs does not change how long it takes.
@@ -52,9 +61,9 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "videomae-s": lambda: _videomae(384, 12, 6),
     "videomae-b": lambda: _videomae(768, 12, 12),
     "videomae-l": lambda: _videomae(1024, 24, 16),
-    "vivit-b": lambda: VivitForVideoClassification(VivitConfig(num_labels=400)),
-    "timesformer-b": lambda: TimesformerForVideoClassification(TimesformerConfig(num_labels=400)),
-    "vjepa2-l": lambda: VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=16, num_labels=174)),
+    "vivit-b": lambda: VivitForVideoClassification(VivitConfig(**KINETICS)),
+    "timesformer-b": lambda: TimesformerForVideoClassification(TimesformerConfig(**KINETICS)),
+    "vjepa2-l": lambda: VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=16, **SOMETHING)),
 }
 
 
@@ -110,15 +119,12 @@ def run(
             variants = _variants(_load(name).to(where), methods, computes)
             label = f"{name} (random weights)" if name in SHAPES else name
             for dtype in dtypes:
-                facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
                 with _memory_errors(name, batch, where):
                     measured = _measure(variants, batch, DTYPES[dtype], rounds, where, advance)
-                rows += [
-                    {"model": label, "method": variant.method, "compute": variant.compute, "macs": variant.macs}
-                    | figures
-                    | facts
-                    for variant, figures in zip(variants, measured, strict=True)
-                ]
+                facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
+                for variant, figures in zip(variants, measured, strict=True):
+                    what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
+                    rows.append({"model": label} | what | figures | facts)
     return {"machine": machine(where), "rows": rows}
 
 
@@ -214,7 +220,7 @@ def _measure(
 
 
 def _peak_bytes(model: nn.Module, pixels: Tensor, forward: Callable[[], None]) -> int:
-    """The most bytes alive at once in one forward: weights and pixels, and all that comes and goes between."""
+    """The most bytes alive at once in one forward: weights, pixels, and all that comes and goes between."""
     given = [*model.parameters(), *model.buffers(), pixels]
     own = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in given}.values())
     if pixels.device.type == "cuda":
@@ -231,7 +237,7 @@ def _peak_bytes(model: nn.Module, pixels: Tensor, forward: Callable[[], None]) -
 class _Alive(TorchDispatchMode):
     """Follows every storage that operations make, from its first sight until it is freed.
 
-    On a CPU no allocator keeps count, and the resident memory of the process belongs to all variants together.
+    On a CPU no allocator keeps count, and the memory of the process belongs to all variants together.
     """
 
     def __init__(self, given: Sequence[Tensor]) -> None:
@@ -266,9 +272,8 @@ def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None
         yield
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise SttmError(
-                f"{batch} clips at once through {name} do not fit into the memory of {device}; use a smaller batch"
-            ) from error
+            many = f"{batch} clips at once through {name} do not fit into the memory of {device}"
+            raise SttmError(f"{many}; use a smaller batch") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""The whole story on this machine, offline: made videos, classified with and without merging, and a page that shows it.
+"""The whole story, offline: made videos, classified with and without merging, and a page that shows it.
 
 Legend: B clips in a batch, T frames, C colours, H height, W width, K classes.
 """
@@ -6,9 +6,8 @@ Legend: B clips in a batch, T frames, C colours, H height, W width, K classes.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ def run(
     """Make `clips` videos, classify them with two models, and write `report.html` with pictures to `folder`.
 
     Every video is an mp4 file that is decoded and prepared as any other. Each batch goes through both models,
-    turn by turn, so that the same clips give accuracy and speed; reading is not part of the speed, but is told.
+    turn by turn, so that the same clips give accuracy and speed; reading is told apart from both.
 
     Args:
         folder: videos go to a folder inside it, and are used again by a second run.
@@ -84,8 +83,8 @@ def run(
         workers: processes that make videos; one a core by default.
 
     Returns:
-        {"rows": one record a model, "speedup": its spread over the batches, "ideal_speedup", "report", "machine",
-        "only_right": clips that only the plain or only the merged model has right, ...}; `table` prints it.
+        {"rows": one record a model, "speedup": its spread over the batches, "ideal_speedup", "report",
+        "machine", "only_right": clips that only one of the two has right, ...}; `table` prints it.
 
     Raises:
         SttmError: for the seed of the training videos, fewer clips than classes, models that do not belong
@@ -93,7 +92,9 @@ def run(
     """
     started = time.perf_counter()
     if seed == TRAINED_ON:
-        raise SttmError(f"seed={seed} made the videos that the bundled models were trained on; choose another, such as 1")
+        raise SttmError(
+            f"seed={seed} made the videos that the bundled models learned from; choose another, such as 1"
+        )
     if batch < 1:
         raise SttmError(f"batch={batch} is no number of clips; give one or more")
     folder = Path(folder)
@@ -102,17 +103,16 @@ def run(
     answers = _answers(contest, videos)
     _classify(contest, videos, batch)
     result = _result(contest, answers, seed)
-    page = show.report(
-        **_words(result, contest, folder, batch), examples=_examples(contest, videos, answers)
-    )
     report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    examples = list(_examples(contest, videos, answers))
+    report.write_text(_page(result, contest, f"{folder}", batch, examples), encoding="utf-8")
     return result | {"report": str(report), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def table(result: dict[str, Any]) -> Table:
     """What `run` returned, as people read it."""
-    drawn = Table(title=f"{result['clips']} made videos, {result['machine']}", title_justify="left", caption=_note(result))
+    title = f"{result['clips']} made videos, {result['machine']}"
+    drawn = Table(title=title, title_justify="left", caption=_note(result), caption_justify="left")
     header, *rows = _cells(result)
     for number, name in enumerate(header):
         drawn.add_column(name, justify="right" if number else "left")
@@ -126,21 +126,27 @@ def table(result: dict[str, Any]) -> Table:
 
 def _enter(plain: str, merged: str) -> Contest:
     """Load both models and see that they can be compared."""
-    networks = models.load(plain), models.load(merged)
-    for name, network, wanted in zip((plain, merged), networks, (False, True), strict=True):
-        if plug.is_merged(network) != wanted:
-            what = "a merged model, and this one is plain" if wanted else "a plain model, and this one is merged"
-            raise SttmError(f"the demo needs {what}: {name}; name another, or save it so with sttm.save")
-    prepares = [Preprocess.from_folder(models.resolve(name)) for name in (plain, merged)]
-    labels = [[str(text) for _, text in sorted(network.config.id2label.items())] for network in networks]  # type: ignore[union-attr, operator, arg-type]
-    if prepares[0] != prepares[1] or labels[0] != labels[1]:
-        raise SttmError(
-            f"{plain} and {merged} do not take the same pixels or do not know the same classes; name two that were "
-            "trained alike"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    first, second = (network.to(device) for network in networks)
-    return Contest((plain, merged), (first, second), prepares[0], labels[0], device)
+    networks = models.load(plain).to(device), models.load(merged).to(device)
+    if plug.is_merged(networks[0]):
+        raise SttmError(
+            f"the demo needs a plain model to compare with, and {plain} is merged; name its plain twin"
+        )
+    if not plug.is_merged(networks[1]):
+        raise SttmError(
+            f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one"
+        )
+    prepares = [Preprocess.from_folder(models.resolve(name)) for name in (plain, merged)]
+    labels = [_labels(network) for network in networks]
+    if prepares[0] != prepares[1] or labels[0] != labels[1]:
+        wrong = f"{plain} and {merged} do not take the same pixels or do not know the same classes"
+        raise SttmError(f"{wrong}; name two that were trained alike")
+    return Contest((plain, merged), networks, prepares[0], labels[0], device)
+
+
+def _labels(network: nn.Module) -> list[str]:
+    id2label: dict[int, str] = network.config.id2label  # type: ignore[union-attr, assignment]
+    return [id2label[index] for index in range(len(id2label))]
 
 
 def _make(folder: Path, settings: SynthSettings, workers: int | None) -> list[Video]:
@@ -156,10 +162,8 @@ def _answers(contest: Contest, videos: Sequence[Video]) -> Tensor:
     numbers = {label: number for number, label in enumerate(contest.labels)}
     unknown = sorted({video.label for video in videos} - numbers.keys())
     if unknown:
-        raise SttmError(
-            f"{contest.names[1]} knows no class {unknown[0]!r} ({len(unknown)} of the videos' classes are missing); "
-            "name models that were trained on the motion videos of sttm synth"
-        )
+        wrong = f"{contest.names[1]} knows no class {unknown[0]!r}"
+        raise SttmError(f"{wrong}; name models that were trained on the motion videos of sttm synth")
     return torch.tensor([numbers[video.label] for video in videos])
 
 
@@ -176,8 +180,8 @@ def _classify(contest: Contest, videos: Sequence[Video], batch: int) -> None:
         with torch.no_grad():
             return network(pixels_BTCHW).logits
 
-    with ThreadPoolExecutor(2) as readers, _progress(len(videos)) as advance:
-        for turn, start in enumerate(range(0, len(videos), batch)):
+    with ThreadPoolExecutor(2) as readers:
+        for turn, start in enumerate(_bar(range(0, len(videos), batch))):
             began = time.perf_counter()
             pixels_BTCHW = torch.cat(list(readers.map(prepare, videos[start : start + batch])))
             contest.reading += time.perf_counter() - began
@@ -186,10 +190,9 @@ def _classify(contest: Contest, videos: Sequence[Video], batch: int) -> None:
             if turn == 0:
                 in_turn(runs, turn, contest.device)  # to warm up
             seconds, logits = in_turn(runs, turn, contest.device)
-            contest.batches.append((len(pixels_BTCHW), *seconds))
+            contest.batches.append((len(pixels_BTCHW), seconds[0], seconds[1]))
             for kept, logits_BK in zip(contest.scores, logits, strict=True):
                 kept.extend(logits_BK.float().softmax(-1).cpu())
-            advance(len(pixels_BTCHW))
 
 
 # --- what came out ------------------------------------------------------------------------------------------
@@ -234,28 +237,21 @@ def _result(contest: Contest, answers_N: Tensor, seed: int) -> dict[str, Any]:
 
 def _cells(result: dict[str, Any]) -> list[list[str]]:
     """The table in words, header first."""
-    cells = [["Model", "Top-1 (95 % interval)", "GMACs a clip", "Compute", "Clips/s (p10 to p90)", "Speed-up (p10 to p90)"]]
-    speedups = [{"p10": 1.0, "p50": 1.0, "p90": 1.0}, result["speedup"]]
-    for row, speedup in zip(result["rows"], speedups, strict=True):
+    cells = [["Model", "Top-1 (95 % interval)", "GMACs a clip", "Compute"]]
+    cells[0] += ["Clips/s (p10 to p90)", "Speed-up (p10 to p90)"]
+    for row, speedup in zip(result["rows"], ("1", _spread(result["speedup"])), strict=True):
         low, high = (100 * row["top1_interval"][end] for end in ("low", "high"))
-        speed = row["clips_per_s"]
-        cells.append(
-            [
-                row["model"],
-                f"{100 * row['top1']:.1f} % ({low:.1f} to {high:.1f})",
-                f"{row['gmacs']:.3g}",
-                f"{row['compute']:.3f}",
-                f"{_figures(speed['p50'])} ({_figures(speed['p10'])} to {_figures(speed['p90'])})",
-                f"{speedup['p50']:.2f} ({speedup['p10']:.2f} to {speedup['p90']:.2f})",
-            ]
-        )
-    cells[1][-1] = "1"
+        top1 = f"{100 * row['top1']:.1f} % ({low:.1f} to {high:.1f})"
+        cost = [f"{row['gmacs']:.3g}", f"{row['compute']:.3f}"]
+        cells.append([row["model"], top1, *cost, _spread(row["clips_per_s"]), speedup])
     return cells
 
 
-def _figures(value: float) -> str:
-    """Three figures, never as a power of ten."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+def _spread(values: dict[str, float]) -> str:
+    """Median and tenths in three figures, never as a power of ten."""
+    digits = max(0, 2 - math.floor(math.log10(values["p50"])))
+    low, middle, high = (f"{values[name]:.{digits}f}" for name in ("p10", "p50", "p90"))
+    return f"{middle} ({low} to {high})"
 
 
 def _note(result: dict[str, Any]) -> str:
@@ -267,29 +263,32 @@ def _note(result: dict[str, Any]) -> str:
     )
 
 
-def _words(result: dict[str, Any], contest: Contest, folder: Path, batch: int) -> dict[str, Any]:
-    """All of the report but its pictures."""
-    header, *rows = _cells(result)
+def _page(
+    result: dict[str, Any], contest: Contest, folder: str, batch: int, examples: Sequence[show.Example]
+) -> str:
+    """The report: what came out, what was run, and clips with pictures."""
+    header, *cells = _cells(result)
     plain, merged = result["rows"]
-    where = "" if folder == Path("demo") else f" {folder}"
-    model = contest.networks[1]
-    sizes = f"batches of {batch}, {result['batches_timed']} of them timed, plain and merged in turn"
-    return {
-        "title": f"Merging tokens: {result['speedup']['p50']:.2f} times as fast, "
-        f"{100 * merged['top1']:.1f} % right instead of {100 * plain['top1']:.1f} %",
-        "summary": f"The merged model spends {merged['compute']:.0%} of the plain one's multiply-adds. {_note(result)}",
-        "header": header,
-        "rows": rows,
-        "facts": [
-            ("Command", f"sttm demo{where} --clips {result['clips']} --seed {result['seed']}"),
-            ("Videos", f"{result['clips']} made mp4 files of {len(contest.labels)} motions; training used seed {TRAINED_ON}"),
-            ("Timing", f"{sizes}; fp32, eager; the models alone, without reading"),
-            ("Speed-up", "median over the batches of plain seconds over merged seconds; the interval is p10 to p90"),
+    percent = [f"{100 * row['top1']:.1f} %" for row in (plain, merged)]
+    times, timed = f"{result['speedup']['p50']:.2f} times", result["batches_timed"]
+    clips, classes = result["clips"], len(contest.labels)
+    where = "" if folder == "demo" else f" {folder}"
+    return show.report(
+        title=f"Merging tokens: {times} as fast, {percent[1]} right instead of {percent[0]}",
+        summary=f"The merged model spends {merged['compute']:.0%} of the multiply-adds. {_note(result)}",
+        header=header,
+        rows=cells,
+        facts=[
+            ("Command", f"sttm demo{where} --clips {clips} --seed {result['seed']}"),
+            ("Videos", f"{clips} made mp4 files of {classes} motions; training used seed {TRAINED_ON}"),
+            ("Timing", f"{timed} batches of {batch}, plain and merged in turn; fp32, eager; without reading"),
+            ("Speed-up", "median over the batches of plain over merged seconds; from the p10 to the p90"),
             ("Top-1", "share of the clips whose best class is right, with Wilson's 95 % interval"),
-            ("Plan", str(plug.plan_of(model)).splitlines()[0]),
+            ("Plan", str(plug.plan_of(contest.networks[1])).splitlines()[0]),
             ("Machine", result["machine"]),
         ],
-    }
+        examples=examples,
+    )
 
 
 def _examples(contest: Contest, videos: Sequence[Video], answers_N: Tensor) -> Iterator[show.Example]:
@@ -297,34 +296,31 @@ def _examples(contest: Contest, videos: Sequence[Video], answers_N: Tensor) -> I
     best_MN = [torch.stack(scores).argmax(-1) for scores in contest.scores]
     model = contest.networks[1]
     grid = backbone_of(model).grid(model, plug.plan_of(model).clip_shape)
-    for number in _picked([best_N == answers_N for best_N in best_MN]):
-        pixels_1TCHW = _pixels(contest.preprocess, videos[number])
+    made = contest.preprocess
+    for number in _picked([best_N == answers_N for best_N in best_MN], len(contest.labels)):
+        pixels_1TCHW = _pixels(made, videos[number])
         with torch.no_grad(), plug.trace(model) as maps:
             model(pixels_1TCHW.to(contest.device))
-        made = contest.preprocess
         frames_TCHW = show.restore(pixels_1TCHW[0], made.mean, made.std, made.rescale_factor, made.offset)
-        guesses = tuple(
-            (name, contest.labels[int(best_N[number])], float(scores[number].max()), bool(best_N[number] == answers_N[number]))
-            for name, best_N, scores in zip(contest.names, best_MN, contest.scores, strict=True)
-        )
+        guesses = []
+        for name, best_N, scores in zip(contest.names, best_MN, contest.scores, strict=True):
+            best = int(best_N[number])
+            right = best == int(answers_N[number])
+            guesses.append(show.Guess(name, contest.labels[best], float(scores[number][best]), right))
         yield show.Example(videos[number].label, show.merge_picture(frames_TCHW, maps, grid), guesses)
 
 
-def _picked(right_MN: Sequence[Tensor]) -> list[int]:
-    """Numbers of the clips to show, in order; the same every time."""
+def _picked(right_MN: Sequence[Tensor], classes: int) -> list[int]:
+    """Numbers of the clips to show: some of different classes, then one of each way to go wrong, if any."""
     plain_N, merged_N = right_MN
     lessons = [merged_N & ~plain_N, plain_N & ~merged_N, ~plain_N & ~merged_N]
     found = [int(lesson_N.nonzero()[0]) for lesson_N in lessons if lesson_N.any()]
-    step = max(1, len(plain_N) // PICTURES)
-    spread = [number for number in range(0, len(plain_N), step) if number not in found]
-    return sorted([*found, *spread][:PICTURES])
+    # The classes take turns: the first so many clips are one of each.
+    spread = [number for number in range(0, classes, max(1, classes // PICTURES)) if number not in found]
+    return [*spread[: PICTURES - len(found)], *found]
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal."""
+def _bar(batches: Sequence[int]) -> Iterable[int]:
+    """The same, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("classifying", total=total)
-        yield lambda count: bar.advance(task, count)
+    return track(batches, "Classifying", console=console, transient=True, disable=not console.is_terminal)

@@ -34,11 +34,11 @@ PATH_COLOURS = ((255, 196, 0), (0, 214, 255), (255, 92, 160))
 
 
 def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: int = 0) -> Image.Image:
-    """Draw one clip in rows: its frames, the tokens that became one, and, where it is known, how objects moved.
+    """Draw one clip in rows: its frames, the tokens that became one, and, where known, how objects moved.
 
-    Tokens of one slot share their average colour through the whole window, and a line parts them from others; a
-    token that was dropped is black. Ways are drawn for the few slots that moved most, as the first merger saw
-    them: the centre of what resembles the slot, frame by frame.
+    Tokens of one slot share their average colour through the whole window, and a line parts them from
+    others; a token that was dropped is black. Ways are drawn for the few slots that moved most, as the first
+    merger saw them: the centre of what resembles the slot, frame by frame.
 
     Args:
         frames_TCHW: the frames that the model saw, uint8; on them the token grid lies.
@@ -50,31 +50,28 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
         SttmError: if the maps are none, or not of such a grid.
     """
     if not maps:
-        raise SttmError("there is nothing to show: this model merges no tokens; merge it with a compute below 1")
+        raise SttmError("there is nothing to show: this model merges no tokens; apply a compute below 1")
     frames_THWC = frames_TCHW.permute(0, 2, 3, 1).cpu().numpy()
     slot_THW = slots(maps, grid, clip)
     if len(frames_THWC) % len(slot_THW):
-        raise SttmError(f"{len(frames_THWC)} frames are not those of {len(slot_THW)} token frames; give the model's own")
+        wrong = f"{len(frames_THWC)} frames are not those of {len(slot_THW)} token frames"
+        raise SttmError(f"{wrong}; give the frames that the model saw")
     tubelet = len(frames_THWC) // len(slot_THW)
     shown = np.linspace(0, len(slot_THW) - 1, min(COLUMNS, len(slot_THW))).round().astype(int)
-    pictures = [Image.fromarray(frame).resize(_cell(frames_THWC), Image.Resampling.LANCZOS) for frame in frames_THWC]
-    inputs = [pictures[t * tubelet] for t in shown]
+    size = (CELL, max(1, round(CELL * frames_THWC.shape[1] / frames_THWC.shape[2])))
+    inputs = [Image.fromarray(frames_THWC[t * tubelet]).resize(size, Image.Resampling.LANCZOS) for t in shown]
     fused_THWC = _fused(frames_THWC, slot_THW)
-    merged = [_outlined(fused_THWC[t], slot_THW[t], inputs[0].size) for t in shown]
+    merged = [_outlined(fused_THWC[t], slot_THW[t], size) for t in shown]
     left = maps[-1].grid[1][0] * maps[-1].grid[1][1] * grid.sequences
     rows = [
         ("Input: one frame of each token frame", inputs),
-        (f"Merged: {slot_THW.size} tokens became {left}; those that fuse share a colour and an outline", merged),
+        (f"Merged: {slot_THW.size} tokens became {left}; those that fuse share a colour", merged),
     ]
     path_KT2 = _paths(maps[0], grid, clip)
     if len(path_KT2):
-        pixels_KT2 = _in_pixels(path_KT2, grid, inputs[0].size)
-        rows.append(
-            (
-                "Followed: where the first merger sees the likeness of the tokens that move most",
-                [_with_paths(picture, pixels_KT2, t) for t, picture in zip(shown, inputs, strict=True)],
-            )
-        )
+        pixels_KT2 = _in_pixels(path_KT2, grid, size)
+        followed = [_with_paths(picture, pixels_KT2, t) for t, picture in zip(shown, inputs, strict=True)]
+        rows.append(("Followed: where the first merger sees the tokens that move most", followed))
     return _sheet(rows)
 
 
@@ -87,10 +84,8 @@ def slots(maps: list[MergeMap], grid: Grid, clip: int = 0) -> NDArray[np.int64]:
     whole = compose(maps)
     (frames, tokens), (frames_out, tokens_out) = whole.grid
     if tokens != grid.tokens or frames != grid.frames:
-        raise SttmError(
-            f"the maps are of {frames} x {tokens} tokens and not of {grid.frames} x {grid.height} x {grid.width}; "
-            "give the grid of the model that was traced"
-        )
+        wrong = f"{frames} x {tokens} tokens and not of {grid.frames} x {grid.height} x {grid.width}"
+        raise SttmError(f"the maps are of {wrong}; give the grid of the model that was traced")
     # A family that runs its frames one by one has a row of its own for each of them.
     rows_RN = whole.assignment[clip * grid.sequences : (clip + 1) * grid.sequences].cpu()
     first_R1 = torch.arange(len(rows_RN))[:, None] * frames_out * tokens_out
@@ -98,16 +93,13 @@ def slots(maps: list[MergeMap], grid: Grid, clip: int = 0) -> NDArray[np.int64]:
     return slot_RN.reshape(-1, grid.height, grid.width).numpy()
 
 
-def restore(pixels_TCHW: Tensor, mean: Sequence[float], std: Sequence[float], factor: float, offset: float) -> Tensor:
-    """From a model's pixels back to uint8 frames: the inverse of rescaling by `factor`, `offset` and normalising."""
+def restore(
+    pixels_TCHW: Tensor, mean: Sequence[float], std: Sequence[float], factor: float, offset: float
+) -> Tensor:
+    """From a model's pixels back to uint8 frames: undoes rescaling by `factor`, `offset`, and normalising."""
     mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (mean, std))
     levels_TCHW = (pixels_TCHW.cpu() * std_C11 + mean_C11 - offset) / factor
     return levels_TCHW.round().clamp(0, 255).to(torch.uint8)
-
-
-def _cell(frames_THWC: NDArray[np.uint8]) -> tuple[int, int]:
-    _, height, width, _ = frames_THWC.shape
-    return CELL, max(1, round(CELL * height / width))
 
 
 def _fused(frames_THWC: NDArray[np.uint8], slot_THW: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -123,7 +115,9 @@ def _fused(frames_THWC: NDArray[np.uint8], slot_THW: NDArray[np.int64]) -> NDArr
     return mean_SC[slot_N].round().astype(np.uint8).reshape(T, H, W, 3)
 
 
-def _outlined(colour_HWC: NDArray[np.uint8], slot_HW: NDArray[np.int64], size: tuple[int, int]) -> Image.Image:
+def _outlined(
+    colour_HWC: NDArray[np.uint8], slot_HW: NDArray[np.int64], size: tuple[int, int]
+) -> Image.Image:
     """One token frame, enlarged, with a line wherever two neighbours went to different slots."""
     H, W = slot_HW.shape
     image = Image.fromarray(colour_HWC).resize(size, Image.Resampling.NEAREST)
@@ -171,9 +165,7 @@ def _with_paths(picture: Image.Image, path_KT2: NDArray[np.float64], now: int) -
         past = [tuple(point) for point in path_T2[: now + 1]]
         if len(past) > 1:
             draw.line(past, fill=colour, width=2 * scale, joint="curve")
-        x, y = past[-1]
-        radius = 4.5 * scale
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(0, 0, 0), width=scale)
+        draw.circle(past[-1], 4.5 * scale, fill=colour, outline=(0, 0, 0), width=scale)
     return image.resize(picture.size, Image.Resampling.LANCZOS)
 
 
@@ -197,13 +189,22 @@ def _sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One clip on the page."""
+class Guess:
+    """What one model says of a clip."""
 
-    title: str
+    model: str
+    label: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip on the page, under its true label."""
+
+    label: str
     picture: Image.Image
-    guesses: tuple[tuple[str, str, float, bool], ...]
-    """For each model: its name, its best label, the score of that, and whether it is right."""
+    guesses: Sequence[Guess]
 
 
 def report(
@@ -232,16 +233,14 @@ def report(
 
 
 def _article(example: Example) -> str:
-    lines = "".join(
-        f'<li class="{"right" if right else "wrong"}"><b>{escape(model)}</b> {escape(label)} '
-        f"<span>{score:.0%} sure, {'right' if right else 'wrong'}</span></li>"
-        for model, label, score, right in example.guesses
-    )
-    return (
-        f"<article><h3>{escape(example.title)}</h3><ul>{lines}</ul>"
-        f'<div class="wide"><img alt="{escape(example.title)}: frames, merged tokens, ways" '
-        f'src="{_data_uri(example.picture)}"></div></article>'
-    )
+    lines = ""
+    for guess in example.guesses:
+        verdict = "right" if guess.right else "wrong"
+        lines += f'<li class="{verdict}"><b>{escape(guess.model)}</b> {escape(guess.label)} '
+        lines += f"<span>{verdict}, {guess.score:.0%} sure</span></li>"
+    label = escape(example.label)
+    image = f'<img alt="{label}: frames, merged tokens, ways" src="{_data_uri(example.picture)}">'
+    return f'<article><h3>{label}</h3><ul>{lines}</ul><div class="wide">{image}</div></article>'
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -257,20 +256,23 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --ink: #1b1f27; --faint: #5b6472; --line: #d9dee6; --page: #fbfcfd; --card: #fff;
-  --right: #14773b; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --faint: #9aa4b2; --line: #313844; --page: #12151a;
-  --card: #191d24; --right: #6dd58c; --wrong: #ff8a80; } }
-body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+:root { color-scheme: light dark; --ink: #1b1f27; --faint: #5b6472; --line: #d9dee6; --page: #fbfcfd;
+  --card: #fff; --right: #14773b; --wrong: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --faint: #9aa4b2; --line: #313844;
+  --page: #12151a; --card: #191d24; --right: #6dd58c; --wrong: #ff8a80; } }
+body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.25rem 4rem; background: var(--page);
+  color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: 1.05rem; margin: 0; } p { max-width: 75ch; } .faint { color: var(--faint); font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--faint); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { color: var(--faint); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.25rem; margin: 0; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; margin: 0 0 1rem; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem;
+  margin: 0 0 1rem; }
 ul { list-style: none; margin: .35rem 0 .75rem; padding: 0; } li span { font-size: .9rem; }
 .right span { color: var(--right); } .wrong span { color: var(--wrong); }
 img { display: block; width: 100%; min-width: 760px; height: auto; border-radius: 6px; }
@@ -283,9 +285,9 @@ img { display: block; width: 100%; min-width: 760px; height: auto; border-radius
 <h2>What was run</h2>
 <dl>$facts</dl>
 <h2>What merged with what</h2>
-<p class="faint">Between its blocks, the merged model fuses tokens that look like one object, in space and in time,
-and goes on with fewer. The method is our reading of the abstract of Feng, Xu, Ma and Zhang, ACM TOMM 20(4), 2023
-(doi 10.1145/3633781), of which no code was released.</p>
+<p class="faint">Between its blocks, the merged model fuses tokens that look like one object, in space and in
+time, and goes on with fewer. The method is our reading of the abstract of Feng, Xu, Ma and Zhang, ACM TOMM
+20(4), 2023 (doi 10.1145/3633781), of which no code was released.</p>
 $examples
 </body>
 </html>
