@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from sttm.data.synth import CLASSES, SynthSettings, render
+from sttm.data.synth import CLASSES, render
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "kinds.json"

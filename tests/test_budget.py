@@ -40,9 +40,7 @@ SHAPES = {
     "VideoMAE-L": lambda: videomae(1024, 24),
     "ViViT-B": lambda: VivitForVideoClassification(VivitConfig()),
     "TimeSformer-B 8x224": lambda: TimesformerForVideoClassification(TimesformerConfig()),
-    "TimeSformer-B 16x448": lambda: TimesformerForVideoClassification(
-        TimesformerConfig(num_frames=16, image_size=448)
-    ),
+    "TimeSformer-B 16x448": lambda: TimesformerForVideoClassification(TimesformerConfig(num_frames=16, image_size=448)),
     "V-JEPA 2 ViT-L 16": lambda: vjepa2(16),
     "V-JEPA 2 ViT-L 64": lambda: vjepa2(64),
 }

@@ -65,9 +65,7 @@ def model_folder(tmp_path_factory) -> Path:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("model")
     model = VideoMAEForVideoClassification(config)
-    nn.init.normal_(
-        model.get_parameter("classifier.weight")
-    )  # as it comes, a head of zeros finds all clips the same
+    nn.init.normal_(model.get_parameter("classifier.weight"))  # as it comes, a head of zeros finds all clips the same
     model.save_pretrained(folder)
     Preprocess.from_folder(folder).to_folder(folder)
     return folder
@@ -138,9 +136,7 @@ def test_an_impossible_compute_is_one_sentence(sttm, command, compute):
     assert not outcome.out
 
 
-@pytest.mark.parametrize(
-    "args", [["--views", "3"], ["--views", "0x1"], ["--views", "2x2"], ["--method", "sttm"]]
-)
+@pytest.mark.parametrize("args", [["--views", "3"], ["--views", "0x1"], ["--views", "2x2"], ["--method", "sttm"]])
 def test_contradictions_are_one_sentence(sttm, args):
     outcome = sttm("predict", "a.mp4", *args)
     assert outcome.code == 2
@@ -207,9 +203,7 @@ def test_predict_says_what_the_model_says(sttm, model_folder, clips):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_predict_merges_when_asked(sttm, model_folder, clips, dtype):
-    outcome = sttm(
-        "predict", clips / "a.mp4", "--model", model_folder, "--compute", "0.7", "--dtype", dtype, "--json"
-    )
+    outcome = sttm("predict", clips / "a.mp4", "--model", model_folder, "--compute", "0.7", "--dtype", dtype, "--json")
     assert outcome.code == 0, outcome.err
     assert 0.5 < outcome.records[0]["compute"] <= 0.7
 
@@ -241,9 +235,7 @@ def test_predict_prints_labels_for_people(sttm, model_folder, clips):
 def test_neither_batches_nor_company_change_a_prediction(sttm, model_folder, clips):
     def scores(*args: object) -> list[float]:
         records = sttm("predict", *args, "--model", model_folder, "--json").records
-        return [
-            guess["score"] for record in records if "error" not in record for guess in record["predictions"]
-        ]
+        return [guess["score"] for record in records if "error" not in record for guess in record["predictions"]]
 
     together = scores(clips, "--batch-size", 8)
     assert scores(clips, "--batch-size", 1) == pytest.approx(together, abs=1e-6)
@@ -306,9 +298,7 @@ class Fixed(nn.Module):
         return SimpleNamespace(logits=self.answer(pixels))
 
 
-def classify(
-    sources: list[str], answer: Callable[[torch.Tensor], torch.Tensor], model_folder: Path
-) -> list[dict]:
+def classify(sources: list[str], answer: Callable[[torch.Tensor], torch.Tensor], model_folder: Path) -> list[dict]:
     blind = Blind(Preprocess.from_folder(model_folder).sampling)
     return list(engine.predict(map(Source, sources), Fixed(answer), blind))  # type: ignore[arg-type]
 
@@ -391,9 +381,7 @@ def test_doctor_finds_this_environment_healthy(sttm):
     outcome = sttm("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(outcome.out)}
     assert outcome.code == 0, outcome.out
-    assert all(
-        findings[name]["status"] == "ok" for name in ("python", "torch", "transformers", "video", "model")
-    )
+    assert all(findings[name]["status"] == "ok" for name in ("python", "torch", "transformers", "video", "model"))
 
 
 def test_doctor_recognises_a_torchvision_of_another_torch(tmp_path, monkeypatch):

@@ -29,9 +29,7 @@ PREPARE = Preprocess("VideoMAE", Sampling(8), 32, (32, 32), 1 / 255, 0.0, (0.5, 
 def small(labels=MOTION_CLASSES[::-1]) -> nn.Module:
     """A model whose classes stand in another order than the videos': they must be matched by their text."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(
-        hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96
-    )
+    sizes: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96)
     sizes |= dict(image_size=32, patch_size=8, num_frames=8)
     config = VideoMAEConfig(**sizes, id2label=dict(enumerate(labels)))
     model = VideoMAEForVideoClassification(config).eval()

@@ -156,9 +156,7 @@ def test_what_the_class_says_is_what_happens() -> None:
         x, y, radius, angle = clip.tracks["target"].T
         a, b = clip.tracks["pair"][:, :2], clip.tracks["pair"][:, 2:]
         gap = np.hypot(*(a - b).T)
-        return {
-            c: track[-1] - track[0] for c, track in zip(CHANNELS, (x, y, radius, angle, gap), strict=True)
-        }
+        return {c: track[-1] - track[0] for c, track in zip(CHANNELS, (x, y, radius, angle, gap), strict=True)}
 
     assert first_to_last("Moving something left")["across"] < -30
     assert first_to_last("Moving something right")["across"] > 30

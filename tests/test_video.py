@@ -162,9 +162,7 @@ def test_jumping_gives_the_same_frames_as_decoding_in_order(tmp_path, suffix, x2
     truth = naive_frames(path)
     for wanted in ([0, 99, 199, 299], [150], [37, 38, 222], [299]):
         jumped = decoding._decode_by_jumps(path, timeline, wanted)
-        if (
-            "intra-refresh" not in x264
-        ):  # there, a key frame alone does not suffice: decoding in order is right
+        if "intra-refresh" not in x264:  # there, a key frame alone does not suffice: decoding in order is right
             assert jumped is not None
         decoded = jumped or decoding.decode_with_pyav(path, timeline, wanted)
         assert sorted(decoded.frames_CHW) == wanted

@@ -1,7 +1,7 @@
 """Spatial-temporal token merging: video transformers made cheaper without making them worse.
 
-    plan = sttm.apply(model, compute=0.62)      # in place, once; returns a Plan
-    sttm.remove(model)                          # exactly the model it was
+plan = sttm.apply(model, compute=0.62)      # in place, once; returns a Plan
+sttm.remove(model)                          # exactly the model it was
 """
 
 from __future__ import annotations

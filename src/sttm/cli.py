@@ -32,9 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # main() below has the last word on errors
 )
 
-Model = Annotated[
-    str | None, typer.Option(metavar="M", help="Bundled name, folder or hub id; bundled if left out.")
-]
+Model = Annotated[str | None, typer.Option(metavar="M", help="Bundled name, folder or hub id; bundled if left out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is some.")]
@@ -71,14 +69,10 @@ def main() -> None:
 def predict(
     clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Files, folders, quoted patterns.")],
     model: Model = None,
-    compute: Annotated[
-        str | None, typer.Option(metavar="C", help="Part of the multiply-adds to spend.")
-    ] = None,
+    compute: Annotated[str | None, typer.Option(metavar="C", help="Part of the multiply-adds to spend.")] = None,
     method: Annotated[str | None, typer.Option(help="How to merge.", show_default="sttm")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels to name for each clip.")] = 5,
-    views: Annotated[
-        str, typer.Option(metavar="TxS", help="Views in time, crops in space, to average.")
-    ] = "1x1",
+    views: Annotated[str, typer.Option(metavar="TxS", help="Views in time, crops in space, to average.")] = "1x1",
     batch_size: Batch = 8,
     device: Device = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
@@ -245,9 +239,7 @@ def _merge(network: "nn.Module", compute: float | None, method: str) -> float:
     if compute is None or (method == "sttm" and own <= compute < own + 0.01 and plug.is_merged(network)):
         return own
     if plug.is_merged(network):
-        _complain(
-            f"the mergers that the model came with (compute {own:.3f}) make way for --compute {compute}."
-        )
+        _complain(f"the mergers that the model came with (compute {own:.3f}) make way for --compute {compute}.")
         plug.remove(network)
     return plug.apply(network, compute=compute, method=method).compute
 

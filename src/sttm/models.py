@@ -156,7 +156,7 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in wanted}  # noqa: SIM118
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in wanted}
     if found.keys() != wanted:
         raise SttmError(f"{folder} has no weights for {sorted(wanted - found.keys())[0]}; save the model again")
     model.load_state_dict(found, strict=False)

@@ -77,9 +77,7 @@ class Preprocess:
         found = find_settings(folder)
         if found is not None:
             return _from_settings(*found, num_frames, family)
-        crop = height_width(
-            getattr(config, family.image_size_key) or family.image_size, file, family.image_size_key
-        )
+        crop = height_width(getattr(config, family.image_size_key) or family.image_size, file, family.image_size_key)
         mean, std = family.statistics
         return cls(
             processor=family.processor,
@@ -129,9 +127,7 @@ class Preprocess:
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         found = find_settings(file.parent)
         if found is None or found[1] != file:
-            raise SttmError(
-                f"{folder} has other settings that would be read first; save into an empty folder."
-            )
+            raise SttmError(f"{folder} has other settings that would be read first; save into an empty folder.")
         return file
 
     def __call__(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:

@@ -45,9 +45,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "star": _star,
     "flower": lambda u, v: _wavy(u, v, 6, 0.2, 1),
     "gear": lambda u, v: _wavy(u, v, 8, 0.13, 4),
-    "cross": lambda u, v: np.minimum(
-        1 - np.maximum(np.abs(u), np.abs(v)), 0.42 - np.minimum(np.abs(u), np.abs(v))
-    ),
+    "cross": lambda u, v: np.minimum(1 - np.maximum(np.abs(u), np.abs(v)), 0.42 - np.minimum(np.abs(u), np.abs(v))),
     "ring": lambda u, v: 0.32 - np.abs(np.hypot(u, v) - 0.7),
     "crescent": lambda u, v: np.minimum(1 - np.hypot(u, v), np.hypot(u + 0.65, v) - 0.7),
     "dome": lambda u, v: np.minimum(1.05 - np.hypot(u, v), u + 0.35),

@@ -57,9 +57,7 @@ class SynthSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 reason = f" (one for each of the {least} classes)" if name == "clips" else ""
-                raise SttmError(
-                    f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}."
-                )
+                raise SttmError(f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}.")
         for name in ("frames", "size"):
             if getattr(self, name) % 2:
                 raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or take away one.")
@@ -113,9 +111,7 @@ def _write(folder: Path, settings: SynthSettings, index: int) -> None:
     encode(pictures, folder / video_path(settings, index))
 
 
-def make(
-    folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True
-) -> Path:
+def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True) -> Path:
     """Makes a folder of annotated clips, or goes on where an earlier run of the same settings stopped.
 
     *motion* is laid out as Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,

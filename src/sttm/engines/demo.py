@@ -92,9 +92,7 @@ def run(
     """
     started = time.perf_counter()
     if seed == TRAINED_ON:
-        raise SttmError(
-            f"seed={seed} made the videos that the bundled models learned from; choose another, such as 1"
-        )
+        raise SttmError(f"seed={seed} made the videos that the bundled models learned from; choose another, such as 1")
     if batch < 1:
         raise SttmError(f"batch={batch} is no number of clips; give one or more")
     folder = Path(folder)
@@ -129,13 +127,9 @@ def _enter(plain: str, merged: str) -> Contest:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = models.load(plain).to(device), models.load(merged).to(device)
     if plug.is_merged(networks[0]):
-        raise SttmError(
-            f"the demo needs a plain model to compare with, and {plain} is merged; name its plain twin"
-        )
+        raise SttmError(f"the demo needs a plain model to compare with, and {plain} is merged; name its plain twin")
     if not plug.is_merged(networks[1]):
-        raise SttmError(
-            f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one"
-        )
+        raise SttmError(f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one")
     prepares = [Preprocess.from_folder(models.resolve(name)) for name in (plain, merged)]
     labels = [_labels(network) for network in networks]
     if prepares[0] != prepares[1] or labels[0] != labels[1]:
@@ -263,9 +257,7 @@ def _note(result: dict[str, Any]) -> str:
     )
 
 
-def _page(
-    result: dict[str, Any], contest: Contest, folder: str, batch: int, examples: Sequence[show.Example]
-) -> str:
+def _page(result: dict[str, Any], contest: Contest, folder: str, batch: int, examples: Sequence[show.Example]) -> str:
     """The report: what came out, what was run, and clips with pictures."""
     header, *cells = _cells(result)
     plain, merged = result["rows"]

@@ -34,9 +34,7 @@ def examine() -> Iterator[Finding]:
     for name in PACKAGES:
         yield _try(name, partial(_import, name), mend=f"{INSTALL} {name}")
     yield _try("video", _video, mend=f"{INSTALL} av")
-    yield _try(
-        "torchvision", _torchvision, needed=False, mend="pip uninstall torchvision: sttm does without it"
-    )
+    yield _try("torchvision", _torchvision, needed=False, mend="pip uninstall torchvision: sttm does without it")
     yield _try("model", _model, mend="mend what is broken above; if nothing is, reinstall sttm")
     mend = "install FFmpeg on the system; on a CPU build of torch, pip install torchcodec==0.13.0"
     yield _try("torchcodec", _torchcodec, needed=False, mend=mend)
@@ -75,9 +73,7 @@ def _torchvision() -> str | None:
     command = [sys.executable, "-c", "import torchvision"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if "torchvision::nms does not exist" in run.stderr:
-        raise RuntimeError(
-            "it was built for another torch, and keeps transformers' vision models from loading"
-        )
+        raise RuntimeError("it was built for another torch, and keeps transformers' vision models from loading")
     if run.returncode:
         raise RuntimeError((run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1])
     return version("torchvision")
@@ -103,9 +99,7 @@ def _video() -> str:
             stream = container.add_stream("libx264", rate=8)
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
             for level in range(0, 256, 32):
-                container.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8)))
-                )
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8))))
             container.mux(stream.encode())
         (clip,) = read(path, Sampling(num_frames=8))
     if clip.frames_decoded != 8:

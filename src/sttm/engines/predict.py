@@ -22,8 +22,7 @@ from sttm.data.video import read
 from sttm.errors import SttmError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov "
-    ".mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+    ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
 
 
@@ -129,9 +128,7 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     inside = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     found = sorted(path for path in inside if not path.name.startswith("."))
     if not found:
-        yield Source(
-            str(folder), "this folder holds no video file; name one that does, or the files themselves"
-        )
+        yield Source(str(folder), "this folder holds no video file; name one that does, or the files themselves")
     yield from (Source(str(path)) for path in found)
 
 
@@ -162,9 +159,7 @@ def _load(source: Source, preprocess: Preprocess, views: tuple[int, int]) -> _Lo
     except SttmError as error:
         return _Loaded(source.path, 0.0, error=str(error))
     except Exception as error:  # a defect of ours or of a codec: it is told, and costs this file only
-        return _Loaded(
-            source.path, 0.0, error=f"reading it failed unexpectedly: {type(error).__name__}: {error}"
-        )
+        return _Loaded(source.path, 0.0, error=f"reading it failed unexpectedly: {type(error).__name__}: {error}")
     return _Loaded(
         source.path,
         time.perf_counter() - started,
@@ -192,9 +187,7 @@ def _scores(model: nn.Module, clips_VTCHW: list[Tensor], dtype: torch.dtype) -> 
         shape = "x".join(map(str, clips_VTCHW[0].shape[1:]))
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = f"the model does not take the clips of {shape} that its preprocessor makes ({reason})"
-        raise SttmError(
-            f"{what}; check that its config and its preprocessor config belong together."
-        ) from error
+        raise SttmError(f"{what}; check that its config and its preprocessor config belong together.") from error
     scores_BK = logits_BK.float().softmax(-1).cpu()
     return [scores_VK.mean(0) for scores_VK in scores_BK.split([len(clip) for clip in clips_VTCHW])]
 

@@ -37,8 +37,8 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
     """Draw one clip in rows: its frames, the tokens that became one, and, where known, how objects moved.
 
     Tokens of one slot share their average colour through the whole window, and a line parts them from
-    others; a token that was dropped is black. Ways are drawn for the few slots that moved most, as the first
-    merger saw them: the centre of what resembles the slot, frame by frame.
+    others; a token that was dropped is black. Ways are drawn for the few slots that moved farthest and most
+    steadily, as the first merger saw them: the centre of what resembles the slot, frame by frame.
 
     Args:
         frames_TCHW: the frames that the model saw, uint8; on them the token grid lies.
@@ -71,7 +71,12 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
     if len(path_KT2):
         pixels_KT2 = _in_pixels(path_KT2, grid, size)
         followed = [_with_paths(picture, pixels_KT2, t) for t, picture in zip(shown, inputs, strict=True)]
-        rows.append(("Followed: where the first merger sees the tokens that move most", followed))
+        rows.append(
+            (
+                "Followed: where the first merger sees the few tokens that move farthest and most steadily",
+                followed,
+            )
+        )
     return _sheet(rows)
 
 
@@ -93,9 +98,7 @@ def slots(maps: list[MergeMap], grid: Grid, clip: int = 0) -> NDArray[np.int64]:
     return slot_RN.reshape(-1, grid.height, grid.width).numpy()
 
 
-def restore(
-    pixels_TCHW: Tensor, mean: Sequence[float], std: Sequence[float], factor: float, offset: float
-) -> Tensor:
+def restore(pixels_TCHW: Tensor, mean: Sequence[float], std: Sequence[float], factor: float, offset: float) -> Tensor:
     """From a model's pixels back to uint8 frames: undoes rescaling by `factor`, `offset`, and normalising."""
     mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (mean, std))
     levels_TCHW = (pixels_TCHW.cpu() * std_C11 + mean_C11 - offset) / factor
@@ -115,9 +118,7 @@ def _fused(frames_THWC: NDArray[np.uint8], slot_THW: NDArray[np.int64]) -> NDArr
     return mean_SC[slot_N].round().astype(np.uint8).reshape(T, H, W, 3)
 
 
-def _outlined(
-    colour_HWC: NDArray[np.uint8], slot_HW: NDArray[np.int64], size: tuple[int, int]
-) -> Image.Image:
+def _outlined(colour_HWC: NDArray[np.uint8], slot_HW: NDArray[np.int64], size: tuple[int, int]) -> Image.Image:
     """One token frame, enlarged, with a line wherever two neighbours went to different slots."""
     H, W = slot_HW.shape
     image = Image.fromarray(colour_HWC).resize(size, Image.Resampling.NEAREST)
@@ -138,8 +139,11 @@ def _paths(first: MergeMap, grid: Grid, clip: int) -> NDArray[np.float64]:
     place_N3 = grid_positions(grid.frames, grid.height, grid.width).flatten(0, 1)
     path_OT2 = (first.trajectory[clip].cpu() + place_N3[first.meta[clip].cpu(), None, 1:]).double().numpy()
     reach_O = np.linalg.norm(np.ptp(path_OT2, axis=1), axis=-1)
+    length_O = np.linalg.norm(np.diff(path_OT2, axis=1), axis=-1).sum(1)
+    # Far, but not to and fro: a token that finds its likeness now here, now there, follows no object.
+    steady_O = reach_O**2 / np.maximum(length_O, 1e-6)
     chosen: list[int] = []
-    for slot in np.argsort(-reach_O, kind="stable"):
+    for slot in np.argsort(-steady_O, kind="stable"):
         if len(chosen) == PATHS or reach_O[slot] < STILL:
             break
         # Slots on one object tell one story: its way is drawn once.

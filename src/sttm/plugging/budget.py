@@ -128,7 +128,9 @@ def make_plan(
     method_named(method)
     clip_shape = _clip(backbone, model, clip_shape)
     if backbone.aligned and finder not in (None, "stride"):
-        raise SttmError(f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}")
+        raise SttmError(
+            f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}"
+        )
     finder = "stride" if backbone.aligned and method == "sttm" else finder
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
     before = count_macs(backbone, model, empty, ())
@@ -239,7 +241,15 @@ def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) ->
 
 def _replace(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
     return Plan(
-        after / before, before, after, mergers, empty.method, empty.learned, empty.clip_shape, empty.finder, empty.family
+        after / before,
+        before,
+        after,
+        mergers,
+        empty.method,
+        empty.learned,
+        empty.clip_shape,
+        empty.finder,
+        empty.family,
     )
 
 
