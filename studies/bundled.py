@@ -48,7 +48,7 @@ def build(seed: int = 0) -> nn.Module:
 
 
 def make_data(clips: int) -> None:
-    """Makes the clips as mp4 files and keeps their pixels, decoded and resized as predict does, in one array a split."""
+    """Makes the clips as mp4 files and keeps their pixels, decoded and resized as for predict, one array a split."""
     folder = make(CACHE / "motion", SynthSettings(kind="motion", clips=clips, seed=0))
     labels = json.loads((folder / "labels.json").read_text())
     truth = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     TimesformerConfig,
@@ -23,14 +24,14 @@ from sttm.backbones import backbone_of
 TARGETS = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2)
 
 
-def videomae(width: int, depth: int) -> nn.Module:
+def videomae(width: int, depth: int) -> Any:
     config = VideoMAEConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=4 * width
     )
     return VideoMAEForVideoClassification(config)
 
 
-def vjepa2(frames: int) -> nn.Module:
+def vjepa2(frames: int) -> Any:
     return VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=frames, pred_num_hidden_layers=1))
 
 
@@ -46,7 +47,7 @@ SHAPES = {
 }
 
 
-def on_meta(name: str) -> nn.Module:
+def on_meta(name: str) -> Any:
     with torch.device("meta"):
         return SHAPES[name]().to("meta").eval()
 

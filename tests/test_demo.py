@@ -249,13 +249,25 @@ def test_an_object_that_moves_leaves_its_way():
         assert colour == show.PATH_COLOURS[0]
 
 
+def test_a_way_is_far_and_step_by_step():
+    """Not the slot that leaps between two places that look alike, nor a second slot on the same object."""
+    trajectory = torch.zeros(1, 12, 4, 2)
+    trajectory[0, 3, :, 1] = torch.arange(4) * 0.3
+    trajectory[0, 4, :, 1] = torch.arange(4) * 0.29
+    trajectory[0, 5, :, 0] = torch.tensor([0.0, 2, 0, 2])
+    meta = torch.zeros(1, 12, dtype=torch.int64)
+    path_KT2 = show._paths(made_map(trajectory=trajectory, meta=meta), GRID, 0)
+    assert path_KT2.shape == (1, 4, 2) and path_KT2[0, :, 1] == pytest.approx(np.arange(4) * 0.3 - 1)
+
+
 def test_a_merger_that_follows_nothing_has_no_third_row():
     two, three = (show.merge_picture(frames(), [m], GRID) for m in (made_map(), moving()))
     assert two.height < three.height and two.width == three.width
 
 
 def moving() -> MergeMap:
-    return made_map(trajectory=torch.rand(1, 12, 4, 2), meta=torch.zeros(1, 12, dtype=torch.int64))
+    trajectory = (torch.arange(4) * 0.3)[None, None, :, None].expand(1, 12, 4, 2)
+    return made_map(trajectory=trajectory, meta=torch.zeros(1, 12, dtype=torch.int64))
 
 
 def test_pictures_refuse_what_does_not_belong():

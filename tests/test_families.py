@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,21 +25,21 @@ from transformers import (
 import sttm
 from sttm.backbones import backbone_of
 
-SMALL = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
+SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
 CLIP = (8, 3, 32, 32)
 
 
-def videomae() -> nn.Module:
+def videomae() -> Any:
     config = VideoMAEConfig(**SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96)
     return VideoMAEForVideoClassification(config)
 
 
-def vivit() -> nn.Module:
+def vivit() -> Any:
     config = VivitConfig(**SMALL, image_size=32, tubelet_size=[2, 8, 8], num_frames=8, intermediate_size=96)
     return VivitForVideoClassification(config)
 
 
-def timesformer(attention: str) -> nn.Module:
+def timesformer(attention: str) -> Any:
     return TimesformerForVideoClassification(
         TimesformerConfig(
             **SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96, attention_type=attention
@@ -46,7 +47,7 @@ def timesformer(attention: str) -> nn.Module:
     )
 
 
-def vjepa2() -> nn.Module:
+def vjepa2() -> Any:
     config = VJEPA2Config(**SMALL, crop_size=32, patch_size=8, frames_per_clip=8, num_pooler_layers=1)
     config.pred_num_hidden_layers, config.pred_hidden_size, config.pred_num_attention_heads = 1, 48, 4
     return VJEPA2ForVideoClassification(config)
@@ -64,7 +65,7 @@ MODES = {"as-is": False, "learned": True}
 
 
 @pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> nn.Module:
+def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     model = FAMILIES[request.param]().eval()
     with torch.no_grad():
@@ -83,7 +84,7 @@ def pixels(clips: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(clips, *CLIP, generator=torch.Generator().manual_seed(seed))
 
 
-def stir(model: nn.Module) -> None:
+def stir(model: Any) -> None:
     """Moves the mergers off their start, where fusion and motion add nothing."""
     torch.manual_seed(2)
     with torch.no_grad():
@@ -92,12 +93,12 @@ def stir(model: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def logits(model: nn.Module, clips: torch.Tensor) -> torch.Tensor:
+def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(clips).logits
 
 
-def snapshot(model: nn.Module) -> tuple[object, ...]:
+def snapshot(model: Any) -> tuple[object, ...]:
     """Everything that a touch could change: types, tensors, hooks, instance attributes and settings."""
     modules = tuple(
         (name, type(module), tuple(module._forward_pre_hooks), tuple(module._forward_hooks), frozenset(vars(module)))
@@ -107,14 +108,14 @@ def snapshot(model: nn.Module) -> tuple[object, ...]:
     return modules, tensors, model.config.to_json_string(), model.config._attn_implementation
 
 
-def test_compute_one_is_bit_identical(model: nn.Module, learned: bool) -> None:
+def test_compute_one_is_bit_identical(model: Any, learned: bool) -> None:
     before = logits(model, pixels())
     plan = sttm.apply(model, compute=1, learned=learned)
     assert plan.mergers == () and plan.compute == 1 and plan.macs_after == plan.macs_before
     assert torch.equal(logits(model, pixels()), before)
 
 
-def test_remove_is_exact(model: nn.Module, learned: bool) -> None:
+def test_remove_is_exact(model: Any, learned: bool) -> None:
     before, state = logits(model, pixels()), snapshot(model)
     sttm.apply(model, compute=0.6, learned=learned)
     assert snapshot(model) != state
@@ -125,13 +126,14 @@ def test_remove_is_exact(model: nn.Module, learned: bool) -> None:
 
 
 @pytest.mark.parametrize("compute", [0.8, 0.62, 0.4])
-def test_plan_is_met_and_tokens_are_as_planned(model: nn.Module, learned: bool, compute: float) -> None:
+def test_plan_is_met_and_tokens_are_as_planned(model: Any, learned: bool, compute: float) -> None:
     plan = sttm.apply(model, compute=compute, learned=learned)
     assert plan.compute <= compute
     backbone = backbone_of(model)
     grid = backbone.grid(model, CLIP)
     seen: list[int] = []
-    for block in backbone.blocks(model):
+    blocks: Any = backbone.blocks(model)
+    for block in blocks:
         # The block's first norm sees the tokens that the merger in front of it left.
         norm = getattr(block, "layernorm_before", None) or block.norm1
         if getattr(model.config, "attention_type", "") == "divided_space_time":
@@ -146,7 +148,7 @@ def test_plan_is_met_and_tokens_are_as_planned(model: nn.Module, learned: bool, 
     assert seen == expected and seen[-1] < grid.prefix + grid.frames * grid.tokens
 
 
-def test_macs_are_what_torch_counts(model: nn.Module, learned: bool) -> None:
+def test_macs_are_what_torch_counts(model: Any, learned: bool) -> None:
     def counted() -> float:
         on_meta = copy.deepcopy(model).to("meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -158,7 +160,7 @@ def test_macs_are_what_torch_counts(model: nn.Module, learned: bool) -> None:
     assert sttm.macs(model) == plan.macs_after == pytest.approx(counted(), rel=1e-6)
 
 
-def test_gradients_reach_every_parameter(model: nn.Module, learned: bool) -> None:
+def test_gradients_reach_every_parameter(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     model.train()
@@ -171,7 +173,7 @@ def test_gradients_reach_every_parameter(model: nn.Module, learned: bool) -> Non
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(model: nn.Module, learned: bool, reentrant: bool) -> None:
+def test_gradient_checkpointing_changes_nothing(model: Any, learned: bool, reentrant: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     model.train()
@@ -195,7 +197,7 @@ def test_gradient_checkpointing_changes_nothing(model: nn.Module, learned: bool,
         torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_batch_of_two_is_two_of_one(model: nn.Module, learned: bool) -> None:
+def test_batch_of_two_is_two_of_one(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     both = logits(model, pixels())
@@ -203,7 +205,7 @@ def test_batch_of_two_is_two_of_one(model: nn.Module, learned: bool) -> None:
     torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_autocast_is_finite(model: nn.Module, learned: bool) -> None:
+def test_bf16_autocast_is_finite(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     with torch.autocast("cpu", torch.bfloat16):
         out = logits(model, pixels() * 30)
@@ -211,14 +213,14 @@ def test_bf16_autocast_is_finite(model: nn.Module, learned: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_are_finite(model: nn.Module, learned: bool, dtype: torch.dtype) -> None:
+def test_half_precision_models_are_finite(model: Any, learned: bool, dtype: torch.dtype) -> None:
     model.to(dtype)
     sttm.apply(model, compute=0.6, learned=learned)
     out = logits(model, pixels().to(dtype))
     assert out.dtype == dtype and out.isfinite().all()
 
 
-def test_two_merged_models_do_not_disturb_each_other(model: nn.Module, learned: bool) -> None:
+def test_two_merged_models_do_not_disturb_each_other(model: Any, learned: bool) -> None:
     other = copy.deepcopy(model)
     sttm.apply(model, compute=0.6, learned=learned)
     sttm.apply(other, compute=0.5, learned=not learned)
@@ -238,7 +240,7 @@ def test_two_merged_models_do_not_disturb_each_other(model: nn.Module, learned: 
     assert torch.equal(logits(other, pixels(seed=5)), other_alone)
 
 
-def test_deepcopy_stands_alone(model: nn.Module, learned: bool) -> None:
+def test_deepcopy_stands_alone(model: Any, learned: bool) -> None:
     plain, state = logits(model, pixels()), snapshot(model)
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
@@ -252,7 +254,7 @@ def test_deepcopy_stands_alone(model: nn.Module, learned: bool) -> None:
     assert snapshot(twin)[1:] == state[1:]
 
 
-def test_saved_and_loaded_is_exact(model: nn.Module, learned: bool, tmp_path: Path) -> None:
+def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     sttm.save(model, tmp_path / "merged")
@@ -264,10 +266,9 @@ def test_saved_and_loaded_is_exact(model: nn.Module, learned: bool, tmp_path: Pa
     assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
 
 
-def test_failed_apply_leaves_the_model_as_it_was(
-    model: nn.Module, learned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     before, state = logits(model, pixels()), snapshot(model)
+    wrong: Any
     for wrong in (0, -1, 1.5, float("nan"), "fast", True, None, 0.001):
         with pytest.raises(sttm.SttmError):
             sttm.apply(model, compute=wrong, learned=learned)
@@ -288,7 +289,7 @@ def test_failed_apply_leaves_the_model_as_it_was(
     assert torch.equal(logits(model, pixels()), before)
 
 
-def test_twice_is_an_error(model: nn.Module) -> None:
+def test_twice_is_an_error(model: Any) -> None:
     sttm.apply(model, compute=0.7)
     with pytest.raises(sttm.SttmError, match=r"sttm\.remove"):
         sttm.apply(model, compute=0.7)
@@ -298,7 +299,7 @@ def test_twice_is_an_error(model: nn.Module) -> None:
     sttm.apply(model, compute=0.7)
 
 
-def test_trace_records_every_merger(model: nn.Module, learned: bool) -> None:
+def test_trace_records_every_merger(model: Any, learned: bool) -> None:
     plan = sttm.apply(model, compute=0.5, learned=learned)
     with sttm.trace(model) as maps:
         logits(model, pixels())
@@ -314,12 +315,12 @@ def test_trace_records_every_merger(model: nn.Module, learned: bool) -> None:
         )
 
 
-def compiled_logits(model: nn.Module, backend: str) -> torch.Tensor:
+def compiled_logits(model: Any, backend: str) -> torch.Tensor:
     torch._dynamo.reset()
     return logits(torch.compile(model, fullgraph=True, backend=backend), pixels())
 
 
-def test_traces_as_one_graph(model: nn.Module, learned: bool) -> None:
+def test_traces_as_one_graph(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     eager = logits(model, pixels())
@@ -337,7 +338,7 @@ def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:
     torch.testing.assert_close(compiled_logits(model, "inductor"), eager, rtol=1e-4, atol=1e-5)
 
 
-def test_state_dict_can_be_pickled(model: nn.Module, learned: bool, tmp_path: Path) -> None:
+def test_state_dict_can_be_pickled(model: Any, learned: bool, tmp_path: Path) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     torch.save(model.state_dict(), tmp_path / "state.pt")

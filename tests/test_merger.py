@@ -87,14 +87,16 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                     share[i, int(torch.stack(score).argmax())] = 1
                 assignment[b, m[0] * S + m[1]] = f * M + int(share[i].argmax())
             for k, meta in enumerate(metas):
-                y, mass, centroid = [], [], []
+                mass: list[float] = []
+                y: list[Tensor] = []
+                centroid: list[Tensor] = []
                 for t in range(f * window, (f + 1) * window):
                     rows = [(share[i, k] * size[b, t, s], x[b, t, s], position[b, t, s])
                             for i, (u, s) in enumerate(members) if u == t]  # fmt: skip
                     total = sum(float(a) for a, _, _ in rows)
                     mass.append(total)
-                    y.append(sum(a * v for a, v, _ in rows) / max(total, 1e-6))
-                    centroid.append(sum(a * p for a, _, p in rows) / max(total, 1e-6))
+                    y.append(torch.stack([a * v for a, v, _ in rows]).sum(0) / max(total, 1e-6))
+                    centroid.append(torch.stack([a * p for a, _, p in rows]).sum(0) / max(total, 1e-6))
                 sizes[b, f, k] = sum(mass)
                 if not module.learned:
                     slots[b, f, k] = sum(a * v for a, v in zip(mass, y, strict=True)) / sum(mass)
@@ -107,13 +109,13 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                      / math.exp(weights["log_tau"][1]) for a, v in zip(mass, y, strict=True)], dtype=torch.float64
                 ).softmax(0)  # fmt: skip
                 z = sum(w * v for w, v in zip(in_time, y, strict=True))
-                path = []
+                steps = []
                 for t in range(T):
                     score = [unit(weights["query.weight"] @ norm(x[b, t, s])) @ key for s in range(S)]
                     likeness = (torch.stack(score) / math.exp(weights["log_tau"][2])).softmax(0)
                     there = sum(a * position[b, t, s, 1:] for s, a in enumerate(likeness))
-                    path.append(there - position[b][meta][1:])
-                path = torch.cat([*path, torch.tensor([math.log(max(sum(mass), 1e-6))], dtype=torch.float64)])
+                    steps.append(there - position[b][meta][1:])
+                path = torch.cat([*steps, torch.tensor([math.log(max(sum(mass), 1e-6))], dtype=torch.float64)])
                 slots[b, f, k] = (
                     x[b][meta]
                     + weights["appearance.weight"] @ norm(z) + weights["appearance.bias"]
@@ -269,7 +271,7 @@ def test_gradients_reach_every_parameter_and_the_input(finder: str) -> None:
     given_.x_BTSC.requires_grad_()
     module(given_)[0].x_BTSC.square().sum().backward()
     assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
-    assert given_.x_BTSC.grad.any(-1).all()
+    assert given_.x_BTSC.grad is not None and given_.x_BTSC.grad.any(-1).all()
 
 
 @modes

@@ -60,7 +60,8 @@ def test_videos_hold_what_was_drawn(motion: Path, scene: Path) -> None:
         with av.open(str(path)) as box:
             stream = box.streams.video[0]
             decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in box.decode(stream)])
-            assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+            assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+            assert stream.average_rate is not None and int(stream.average_rate) == 8
         drawn, _, _ = render(kind, 5, 0, **SMALL)
         assert decoded.shape == drawn.shape == (8, 32, 32, 3)
         error, backwards = (np.abs(decoded.astype(float) - other).mean() for other in (drawn, drawn[::-1]))

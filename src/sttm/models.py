@@ -81,7 +81,7 @@ def load(name: str | Path = DEFAULT) -> nn.Module:
     return model.eval()
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(model: Any, folder: str | Path) -> Path:
     """Saves a model, merged or plain, so that `load` gives it back exactly.
 
     Raises:

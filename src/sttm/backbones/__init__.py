@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from ..errors import SttmError
 from .protocol import Backbone
@@ -19,7 +19,7 @@ def register(backbone: Backbone) -> None:
     FAMILIES.insert(0, backbone)
 
 
-def backbone_of(model: nn.Module) -> Backbone:
+def backbone_of(model: Any) -> Backbone:
     """The family of a model.
 
     Raises:

@@ -81,7 +81,7 @@ AttentionInterface.register("sttm_sdpa", sized_sdpa)
 AttentionInterface.register("sttm_eager", sized_eager)
 
 
-def check_attention(model: nn.Module) -> None:
+def check_attention(model: Any) -> None:
     """Raises SttmError where the model attends in a way that takes no bias on its scores."""
     current = model.config._attn_implementation
     if current not in SIZED:
@@ -91,7 +91,7 @@ def check_attention(model: nn.Module) -> None:
         )
 
 
-def weigh_keys(patch: Patch, model: nn.Module, modules: list[tuple[nn.Module, int]], ledger: Ledger) -> None:
+def weigh_keys(patch: Patch, model: Any, modules: list[tuple[nn.Module, int]], ledger: Ledger) -> None:
     """Lets attention modules weigh their keys by the sizes after merger `index`, for each (module, index)."""
     check_attention(model)
     sized = SIZED[model.config._attn_implementation]

@@ -100,29 +100,29 @@ class Backbone(ABC):
     time_minor: bool = False
 
     @abstractmethod
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
-        """The transformer blocks, in order."""
+    def blocks(self, model: Any) -> Any:
+        """The transformer blocks, in order: an nn.ModuleList."""
 
     @abstractmethod
-    def clip_shape(self, model: nn.Module) -> ClipShape:
+    def clip_shape(self, model: Any) -> ClipShape:
         """Pixels of one clip that the model is configured for."""
 
     @abstractmethod
-    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+    def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         """Token grid of such a clip."""
 
     @abstractmethod
-    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+    def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip outside the blocks, the head seeing frames x tokens at the end."""
 
     @abstractmethod
-    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         """Multiply-adds of one block, of one sequence, at frames x tokens."""
 
-    def width(self, model: nn.Module) -> int:
+    def width(self, model: Any) -> int:
         return int(model.config.hidden_size)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: Any) -> None:
         """Raises SttmError for a setting of the family that cannot be merged."""
 
     def split(self, hidden_BNC: Tensor, frames: int, prefix: int) -> tuple[Tensor, Tensor | None]:
@@ -141,11 +141,11 @@ class Backbone(ABC):
         x_BNC = x_BTSC.flatten(1, 2)
         return x_BNC if tokens.prefix_BPC is None else torch.cat((tokens.prefix_BPC, x_BNC), dim=1)
 
-    def fit_blocks(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
+    def fit_blocks(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
         """Whatever the blocks after a merger need to run on its slots at all (learned or not)."""
 
     @abstractmethod
-    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
         """Attention and pooling in which a slot counts as many times as the tokens it stands for."""
 
 

@@ -23,14 +23,14 @@ class TimeSformer(Backbone):
     aligned = True
     time_minor = True
 
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
+    def blocks(self, model: Any) -> Any:
         return _base(model).encoder.layer
 
-    def clip_shape(self, model: nn.Module) -> ClipShape:
+    def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
         return config.num_frames, config.num_channels, config.image_size, config.image_size
 
-    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+    def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         fixed_clip(self.family, self.clip_shape(model), clip_shape)
         config = model.config
         side = config.image_size // config.patch_size
@@ -39,13 +39,13 @@ class TimeSformer(Backbone):
             return Grid(1, side, side, prefix=1, sequences=config.num_frames)
         return Grid(config.num_frames, side, side, prefix=1)
 
-    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+    def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         config, grid = model.config, self.grid(model, clip_shape)
         stem = config.num_frames * grid.tokens * config.num_channels * config.patch_size**2 * config.hidden_size
         head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
         return stem + grid.sequences * head
 
-    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         width, inner = model.config.hidden_size, model.config.intermediate_size
         if model.config.attention_type != "divided_space_time":
             return transformer_macs(grid.prefix + frames * tokens, width, inner)
@@ -54,7 +54,7 @@ class TimeSformer(Backbone):
         in_space = 4 * frames * (tokens + 1) * width**2 + 2 * frames * (tokens + 1) ** 2 * width
         return in_time + joined + in_space + 2 * (1 + frames * tokens) * width * inner
 
-    def fit_blocks(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
+    def fit_blocks(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
                 # A block works out its grid from its config: show it one of F frames, each a column of M slots.
@@ -62,7 +62,7 @@ class TimeSformer(Backbone):
                 config.num_frames, config.image_size = seat.frames, config.patch_size
                 patch.set_attribute(block, "config", config)
 
-    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
         divided = model.config.attention_type == "divided_space_time"
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
@@ -94,5 +94,5 @@ class SizedProbabilities:
         return (weighed / weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny),)
 
 
-def _base(model: nn.Module) -> Any:
+def _base(model: Any) -> Any:
     return getattr(model, "timesformer", model)

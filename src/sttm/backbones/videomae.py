@@ -17,37 +17,37 @@ class VideoMAE(Backbone):
     example = "MCG-NJU/videomae-base-finetuned-kinetics"
     classes = ("VideoMAEForVideoClassification", "VideoMAEModel")
 
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
+    def blocks(self, model: Any) -> Any:
         return _base(model).encoder.layer
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: Any) -> None:
         if not model.config.use_mean_pooling and hasattr(model, "classifier"):
             raise SttmError(
                 "this VideoMAE classifies by its first token (use_mean_pooling=False), which merging would move; "
                 "use a checkpoint with use_mean_pooling=True, as all published ones have"
             )
 
-    def clip_shape(self, model: nn.Module) -> ClipShape:
+    def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
         return config.num_frames, config.num_channels, *pair(config.image_size)
 
-    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+    def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         fixed_clip(self.family, self.clip_shape(model), clip_shape)
         config = model.config
         (height, width), (patch_height, patch_width) = pair(config.image_size), pair(config.patch_size)
         return Grid(config.num_frames // config.tubelet_size, height // patch_height, width // patch_width, prefix=0)
 
-    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+    def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         config, grid = model.config, self.grid(model, clip_shape)
         patch_height, patch_width = pair(config.patch_size)
         voxels = config.num_channels * config.tubelet_size * patch_height * patch_width
         head = config.num_labels if hasattr(model, "classifier") else 0
         return grid.frames * grid.tokens * voxels * config.hidden_size + config.hidden_size * head
 
-    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         return transformer_macs(frames * tokens, model.config.hidden_size, model.config.intermediate_size)
 
-    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
         keyed = []
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
@@ -83,5 +83,5 @@ class SizedMean:
         return copy
 
 
-def _base(model: nn.Module) -> Any:
+def _base(model: Any) -> Any:
     return getattr(model, "videomae", model)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from .attention import weigh_keys
 from .patch import Patch
 from .protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
@@ -16,20 +14,20 @@ class ViViT(Backbone):
     example = "google/vivit-b-16x2-kinetics400"
     classes = ("VivitForVideoClassification", "VivitModel")
 
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
+    def blocks(self, model: Any) -> Any:
         return _base(model).layers
 
-    def clip_shape(self, model: nn.Module) -> ClipShape:
+    def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
         return config.num_frames, config.num_channels, *pair(config.image_size)
 
-    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+    def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         fixed_clip(self.family, self.clip_shape(model), clip_shape)
         frames, _, height, width = clip_shape
         tube_frames, tube_height, tube_width = model.config.tubelet_size
         return Grid(frames // tube_frames, height // tube_height, width // tube_width, prefix=1)
 
-    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+    def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         config, grid = model.config, self.grid(model, clip_shape)
         tube_frames, tube_height, tube_width = config.tubelet_size
         voxels = config.num_channels * tube_frames * tube_height * tube_width
@@ -37,11 +35,11 @@ class ViViT(Backbone):
         head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
         return grid.frames * grid.tokens * voxels * config.hidden_size + pooler + head
 
-    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         config = model.config
         return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
-    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
         keyed = []
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
@@ -49,5 +47,5 @@ class ViViT(Backbone):
         weigh_keys(patch, model, keyed, ledger)
 
 
-def _base(model: nn.Module) -> Any:
+def _base(model: Any) -> Any:
     return getattr(model, "vivit", model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import SttmError
 from .attention import weigh_keys
@@ -18,14 +18,14 @@ class VJEPA2(Backbone):
     example = "facebook/vjepa2-vitl-fpc16-256-ssv2"
     classes = ("VJEPA2ForVideoClassification",)
 
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
+    def blocks(self, model: Any) -> Any:
         return _base(model).encoder.layer
 
-    def clip_shape(self, model: nn.Module) -> ClipShape:
+    def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
         return config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size
 
-    def grid(self, model: nn.Module, clip_shape: ClipShape) -> Grid:
+    def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         config = model.config
         frames, *pixels = clip_shape
         # Rotary positions know no length, so any number of frames goes; but a row is as long as the config says.
@@ -35,7 +35,7 @@ class VJEPA2(Backbone):
         side = config.crop_size // config.patch_size
         return Grid(frames // config.tubelet_size, side, side, prefix=0)
 
-    def outer_macs(self, model: nn.Module, clip_shape: ClipShape, frames: int, tokens: int) -> int:
+    def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         config, grid = model.config, self.grid(model, clip_shape)
         width = config.hidden_size
         # The pooler's perceptrons are four times the width, whatever the encoder's are (the family's own default).
@@ -46,16 +46,16 @@ class VJEPA2(Backbone):
         cross = width**2 * (1 + 2 * slots) + 2 * slots * width + 2 * width * inner
         return stem + layers + cross + width * config.num_labels
 
-    def block_macs(self, model: nn.Module, grid: Grid, frames: int, tokens: int) -> int:
+    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         width = model.config.hidden_size
         return transformer_macs(frames * tokens, width, int(width * model.config.mlp_ratio))
 
-    def fit_blocks(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
+    def fit_blocks(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
                 patch.set_attribute(block.attention, "get_position_ids", RotaryPositions(ledger, seat.index, grid))
 
-    def weigh_by_size(self, patch: Patch, model: nn.Module, seats: list[Seat], ledger: Ledger) -> None:
+    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
         keyed = []
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
@@ -86,5 +86,5 @@ class RotaryPositions:
         return tuple((unit_BN3[:, None, :, axis] * (lengths[axis] - 1)).to(dtype) for axis in range(3))
 
 
-def _base(model: nn.Module) -> Any:
+def _base(model: Any) -> Any:
     return getattr(model, "vjepa2", model)

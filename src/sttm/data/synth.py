@@ -23,6 +23,18 @@ from sttm.data.motions import MOTION_CLASSES
 from sttm.data.staging import CLASSES, SCENE_CLASSES, VERSION, Clip, plan, render
 from sttm.errors import SttmError
 
+__all__ = [
+    "CLASSES",
+    "MOTION_CLASSES",
+    "SCENE_CLASSES",
+    "Clip",
+    "SynthSettings",
+    "make",
+    "plan",
+    "render",
+    "video_path",
+]
+
 FPS = 8
 
 

@@ -252,8 +252,8 @@ def _note(result: dict[str, Any]) -> str:
     only = result["only_right"]
     return (
         f"Multiply-adds alone would give a speed-up of {result['ideal_speedup']:.2f}. "
-        f"{only['merged']} clips only the merged model has right, {only['plain']} only the plain one. "
-        f"Reading a clip takes {result['reading_ms']:.0f} ms more, for both."
+        f"Of {result['clips']} clips, {only['merged']} are right only with merging and {only['plain']} only "
+        f"without. Reading a clip takes {result['reading_ms']:.0f} ms more, for both."
     )
 
 
@@ -267,7 +267,7 @@ def _page(result: dict[str, Any], contest: Contest, folder: str, batch: int, exa
     where = "" if folder == "demo" else f" {folder}"
     return show.report(
         title=f"Merging tokens: {times} as fast, {percent[1]} right instead of {percent[0]}",
-        summary=f"The merged model spends {merged['compute']:.0%} of the multiply-adds. {_note(result)}",
+        summary=f"The merged model spends {100 * merged['compute']:.0f} % of the multiply-adds. {_note(result)}",
         header=header,
         rows=cells,
         facts=[

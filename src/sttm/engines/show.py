@@ -37,8 +37,8 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
     """Draw one clip in rows: its frames, the tokens that became one, and, where known, how objects moved.
 
     Tokens of one slot share their average colour through the whole window, and a line parts them from
-    others; a token that was dropped is black. Ways are drawn for the few slots that moved farthest and most
-    steadily, as the first merger saw them: the centre of what resembles the slot, frame by frame.
+    others; a token that was dropped is black. Ways are drawn for the few slots that moved farthest, step
+    by step, as the first merger saw them: the centre of what resembles the slot, frame by frame.
 
     Args:
         frames_TCHW: the frames that the model saw, uint8; on them the token grid lies.
@@ -73,7 +73,7 @@ def merge_picture(frames_TCHW: Tensor, maps: list[MergeMap], grid: Grid, clip: i
         followed = [_with_paths(picture, pixels_KT2, t) for t, picture in zip(shown, inputs, strict=True)]
         rows.append(
             (
-                "Followed: where the first merger sees the few tokens that move farthest and most steadily",
+                "Followed: where the first merger sees the tokens that move farthest",
                 followed,
             )
         )
@@ -139,12 +139,12 @@ def _paths(first: MergeMap, grid: Grid, clip: int) -> NDArray[np.float64]:
     place_N3 = grid_positions(grid.frames, grid.height, grid.width).flatten(0, 1)
     path_OT2 = (first.trajectory[clip].cpu() + place_N3[first.meta[clip].cpu(), None, 1:]).double().numpy()
     reach_O = np.linalg.norm(np.ptp(path_OT2, axis=1), axis=-1)
-    length_O = np.linalg.norm(np.diff(path_OT2, axis=1), axis=-1).sum(1)
-    # Far, but not to and fro: a token that finds its likeness now here, now there, follows no object.
-    steady_O = reach_O**2 / np.maximum(length_O, 1e-6)
+    leap_O = np.linalg.norm(np.diff(path_OT2, axis=1), axis=-1).max(1, initial=0)
+    # Far, but step by step: a token that sees its likeness leap from place to place follows no object.
+    travel_O = reach_O - 1.5 * leap_O
     chosen: list[int] = []
-    for slot in np.argsort(-steady_O, kind="stable"):
-        if len(chosen) == PATHS or reach_O[slot] < STILL:
+    for slot in np.argsort(-travel_O, kind="stable"):
+        if len(chosen) == PATHS or travel_O[slot] < STILL:
             break
         # Slots on one object tell one story: its way is drawn once.
         if all(np.linalg.norm(path_OT2[slot] - path_OT2[other], axis=-1).mean() > APART for other in chosen):
@@ -162,8 +162,10 @@ def _in_pixels(place_KT2: NDArray[np.float64], grid: Grid, size: tuple[int, int]
 def _with_paths(picture: Image.Image, path_KT2: NDArray[np.float64], now: int) -> Image.Image:
     """A frame, dimmed, with each way so far and a dot where it is now."""
     scale = 3  # drawn larger and made smaller again: smooth lines
-    grey = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size), 0.45)
-    image = grey.resize((picture.width * scale, picture.height * scale))
+    pale = Image.blend(picture.convert("L").convert("RGB"), picture, 0.5)
+    image = Image.blend(pale, Image.new("RGB", picture.size), 0.4).resize(
+        (picture.width * scale, picture.height * scale)
+    )
     draw = ImageDraw.Draw(image)
     for path_T2, colour in zip(path_KT2 * scale, PATH_COLOURS, strict=False):
         past = [tuple(point) for point in path_T2[: now + 1]]
@@ -241,7 +243,7 @@ def _article(example: Example) -> str:
     for guess in example.guesses:
         verdict = "right" if guess.right else "wrong"
         lines += f'<li class="{verdict}"><b>{escape(guess.model)}</b> {escape(guess.label)} '
-        lines += f"<span>{verdict}, {guess.score:.0%} sure</span></li>"
+        lines += f"<span>{verdict}, {100 * guess.score:.0f} % sure</span></li>"
     label = escape(example.label)
     image = f'<img alt="{label}: frames, merged tokens, ways" src="{_data_uri(example.picture)}">'
     return f'<article><h3>{label}</h3><ul>{lines}</ul><div class="wide">{image}</div></article>'
@@ -290,7 +292,8 @@ img { display: block; width: 100%; min-width: 760px; height: auto; border-radius
 <dl>$facts</dl>
 <h2>What merged with what</h2>
 <p class="faint">Between its blocks, the merged model fuses tokens that look like one object, in space and in
-time, and goes on with fewer. The method is our reading of the abstract of Feng, Xu, Ma and Zhang, ACM TOMM
+time, and goes on with fewer. A token may give parts of itself to several; it is drawn with the one that took
+most, in the average colour of all that went there. The method is our reading of the abstract of Feng, Xu, Ma and Zhang, ACM TOMM
 20(4), 2023 (doi 10.1145/3633781), of which no code was released.</p>
 $examples
 </body>

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..errors import SttmError
 from .merger import TokenMerger
 
 #: Every way to leave fewer tokens, behind one call: `METHODS[name](dim, frames, tokens, frames_in=..., ...)`.
-METHODS: dict[str, type[nn.Module]] = {"sttm": TokenMerger}
+METHODS: dict[str, type[TokenMerger]] = {"sttm": TokenMerger}
 
 
-def method_named(name: str) -> type[nn.Module]:
+def method_named(name: str) -> type[TokenMerger]:
     """The reducer of that name; SttmError lists the names there are."""
     if name not in METHODS:
         raise SttmError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")

@@ -186,7 +186,7 @@ class TokenMerger(nn.Module):
 
     def _spatial_weights(self, share_BFLM: Tensor, size_BFL: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the tokens of each frame in each slot, summing to one, and the mass that each slot has there."""
-        B, F, L, M = share_BFLM.shape
+        B, F, _, M = share_BFLM.shape
         # [B F L M] -> [B F W M S]
         mass_BFWMS = (share_BFLM * size_BFL[..., None]).view(B, F, self.frames_in // F, -1, M).transpose(-1, -2)
         mass_BFWM = mass_BFWMS.sum(-1)
@@ -247,7 +247,7 @@ def _own_window(cosine_BFMN: Tensor, frames: int) -> Tensor:
 
 def _fuse_in_space(weight_BFWMS: Tensor, x_BFLK: Tensor) -> Tensor:
     """Weighted sums over the tokens of each frame: [B F L K] -> [B F W M K]."""
-    B, F, W, M, S = weight_BFWMS.shape
+    B, F, W, _, S = weight_BFWMS.shape
     return weight_BFWMS.to(x_BFLK.dtype) @ x_BFLK.view(B, F, W, S, -1)
 
 

@@ -111,7 +111,10 @@ class SaliencyFinder(nn.Module):
         return windows * length * width
 
 
-def make_finder(name: str, width: int) -> nn.Module:
+Finder = StrideFinder | CoverageFinder | SaliencyFinder
+
+
+def make_finder(name: str, width: int) -> Finder:
     """The finder of that name: "stride", "coverage" or "saliency"."""
     if name == "stride":
         return StrideFinder()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from ..backbones.protocol import Backbone, ClipShape
 from ..errors import SttmError
 from ..merging import method_named
+from ..merging.merger import TokenMerger
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
@@ -54,7 +56,7 @@ class Plan:
     learned: bool
     clip_shape: ClipShape
     finder: str | None = None
-    family: str = field(default="")
+    family: str = ""
 
     def __str__(self) -> str:
         mode = "learned" if self.learned else "off the shelf"
@@ -72,9 +74,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def build_merger(plan: Plan, merger: MergerPlan, width: int) -> nn.Module:
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger:
     """The module of one planned merger."""
-    options = {} if plan.finder is None else {"finder": plan.finder}
+    options: dict[str, Any] = {} if plan.finder is None else {"finder": plan.finder}
     return method_named(plan.method)(
         width, merger.frames, merger.tokens, frames_in=merger.frames_before, learned=plan.learned, **options
     )
@@ -135,10 +137,10 @@ def make_plan(
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
     before = count_macs(backbone, model, empty, ())
     if compute == 1:
-        return _replace(empty, before, before, ())
+        return _counted(empty, before, before, ())
     search = _Search(backbone, model, empty, before, compute)
     found = search.best()
-    return _replace(empty, before, count_macs(backbone, model, empty, found), found)
+    return _counted(empty, before, count_macs(backbone, model, empty, found), found)
 
 
 def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> int:
@@ -239,18 +241,8 @@ def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) ->
     return frames, channels, height, width
 
 
-def _replace(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
-    return Plan(
-        after / before,
-        before,
-        after,
-        mergers,
-        empty.method,
-        empty.learned,
-        empty.clip_shape,
-        empty.finder,
-        empty.family,
-    )
+def _counted(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
+    return replace(empty, compute=after / before, macs_before=before, macs_after=after, mergers=mergers)
 
 
 def _ceil(share: float) -> str:

@@ -140,7 +140,7 @@ def _record(model: nn.Module, what: str) -> Plugged:
 
 def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
     """The mergers, on the device and in the precision of the block each stands before."""
-    built = []
+    built: list[nn.Module] = []
     for merger in plan.mergers:
         weight = next(backbone.blocks(model)[merger.layer].parameters())
         module = build_merger(plan, merger, backbone.width(model))
