@@ -30,19 +30,19 @@ from sttm.data.video import Sampling, read
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "bundled"
 BUNDLE = ROOT / "src" / "sttm" / "bundled"
-SIDE, FRAMES, TRACKS = 56, 16, 12
+EDGE, SIDE, FRAMES, TRACKS = 56, 55, 16, 12  # resized to 56, of which 55 are five patches of 11
 COMPUTE = 0.62
 BATCH, RATE, DECAY, WARMUP = 32, 1e-3, 0.05, 300
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build(seed: int = 0) -> nn.Module:
-    """A VideoMAE of about a million parameters for clips of 16 x 56 x 56."""
+    """A VideoMAE of about a million parameters for clips of 16 x 55 x 55, 8 x 5 x 5 tokens."""
     torch.manual_seed(seed)
     names = dict(enumerate(MOTION_CLASSES))
     config = VideoMAEConfig(
-        image_size=SIDE, patch_size=8, num_frames=FRAMES, tubelet_size=2, hidden_size=144, num_hidden_layers=4,
-        num_attention_heads=4, intermediate_size=576, id2label=names, label2id={n: i for i, n in names.items()},
+        image_size=SIDE, patch_size=11, num_frames=FRAMES, tubelet_size=2, hidden_size=144, num_hidden_layers=4,
+        num_attention_heads=3, intermediate_size=576, id2label=names, label2id={n: i for i, n in names.items()},
     )  # fmt: skip
     return VideoMAEForVideoClassification(config)
 
@@ -59,12 +59,12 @@ def make_data(clips: int) -> None:
     for split in ("train", "validation", "test"):
         entries = json.loads((folder / f"{split}.json").read_text())
         pixels = np.lib.format.open_memmap(
-            CACHE / f"{split}.npy", "w+", np.uint8, (len(entries), FRAMES, 3, SIDE, SIDE)
+            CACHE / f"{split}.npy", "w+", np.uint8, (len(entries), FRAMES, 3, EDGE, EDGE)
         )
         classes, tracks = [], []
         for i, entry in enumerate(entries):
             clip = read(folder / "videos" / f"{entry['id']}.mp4", Sampling(num_frames=FRAMES))[0]
-            small = interpolate(clip.frames_TCHW, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+            small = interpolate(clip.frames_TCHW, (EDGE, EDGE), mode="bilinear", antialias=True, align_corners=False)
             pixels[i] = small.numpy()
             template = entry["template"] if "template" in entry else answers[str(entry["id"])]
             classes.append(int(labels[template.replace("[", "").replace("]", "")]))
@@ -95,7 +95,7 @@ class Split:
 
     def clips(self, indices: np.ndarray) -> Tensor:
         """Normalised pixels [B, T, 3, H, W]."""
-        pixels = torch.from_numpy(self.pixels[np.sort(indices)]).float() / 255
+        pixels = torch.from_numpy(self.pixels[np.sort(indices), ..., :SIDE, :SIDE]).float() / 255
         return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -202,7 +202,7 @@ def write(model: nn.Module, folder: Path) -> None:
     """A transformers folder with the preprocessing beside it."""
     sttm.save(model, folder)
     processor = {
-        "video_processor_type": "VideoMAEVideoProcessor", "do_resize": True, "size": {"shortest_edge": SIDE},
+        "video_processor_type": "VideoMAEVideoProcessor", "do_resize": True, "size": {"shortest_edge": EDGE},
         "resample": 2, "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True,
         "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
     }  # fmt: skip

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import SttmError
-    from .merging.merger import TokenMerger
-    from .models import load, save
-    from .plugging.budget import Plan
-    from .plugging.plug import apply, macs, remove, trace
+    from sttm.errors import SttmError
+    from sttm.merging.merger import TokenMerger
+    from sttm.models import load, save
+    from sttm.plugging.budget import Plan
+    from sttm.plugging.plug import apply, macs, remove, trace
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'sttm' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f"sttm.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

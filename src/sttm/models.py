@@ -12,14 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import SttmError
+from sttm.errors import SttmError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from .plugging.budget import Plan
+    from sttm.plugging.budget import Plan
 
 PLAN_FILE = "sttm.json"
 _BUNDLE = Path(__file__).parent / "bundled"
@@ -57,8 +57,8 @@ def load(name: str | Path = DEFAULT) -> nn.Module:
     """
     from transformers import AutoModelForVideoClassification
 
-    from .backbones import backbone_of
-    from .plugging import plug
+    from sttm.backbones import backbone_of
+    from sttm.plugging import plug
 
     folder = resolve(name)
     with _quiet():
@@ -87,7 +87,7 @@ def save(model: Any, folder: str | Path) -> Path:
     Raises:
         SttmError: if the folder cannot be written.
     """
-    from .plugging import plug
+    from sttm.plugging import plug
 
     folder = Path(folder)
     try:
@@ -137,7 +137,7 @@ def _download(name: str) -> Path:
 
 
 def _read_plan(path: Path) -> Plan:
-    from .plugging.budget import MergerPlan, Plan
+    from sttm.plugging.budget import MergerPlan, Plan
 
     try:
         fields = json.loads(path.read_text())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import SttmError
-from .protocol import Backbone
-from .timesformer import TimeSformer
-from .videomae import VideoMAE
-from .vivit import ViViT
-from .vjepa2 import VJEPA2
+from sttm.backbones.protocol import Backbone
+from sttm.backbones.timesformer import TimeSformer
+from sttm.backbones.videomae import VideoMAE
+from sttm.backbones.vivit import ViViT
+from sttm.backbones.vjepa2 import VJEPA2
+from sttm.errors import SttmError
 
 FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2()]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from ..errors import SttmError
-from .patch import Patch
-from .protocol import Ledger
+from sttm.backbones.patch import Patch
+from sttm.backbones.protocol import Ledger
+from sttm.errors import SttmError
 
 # Attention modules carry, under this name, where to read the sizes of their keys.
 SIZES = "sttm_sizes"

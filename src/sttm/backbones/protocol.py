@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SttmError
-from ..merging.tokens import MergeMap, Tokens
-from .patch import Patch
+from sttm.backbones.patch import Patch
+from sttm.errors import SttmError
+from sttm.merging.tokens import MergeMap, Tokens
 
 # One clip of pixels: frames, channels, height, width.
 ClipShape = tuple[int, int, int, int]

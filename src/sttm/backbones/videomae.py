@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import SttmError
-from .attention import weigh_keys
-from .patch import Patch
-from .protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.backbones.attention import weigh_keys
+from sttm.backbones.patch import Patch
+from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.errors import SttmError
 
 
 class VideoMAE(Backbone):

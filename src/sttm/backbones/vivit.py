@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .attention import weigh_keys
-from .patch import Patch
-from .protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.backbones.attention import weigh_keys
+from sttm.backbones.patch import Patch
+from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
 
 
 class ViViT(Backbone):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SttmError
-from .attention import weigh_keys
-from .patch import Patch
-from .protocol import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
+from sttm.backbones.attention import weigh_keys
+from sttm.backbones.patch import Patch
+from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
+from sttm.errors import SttmError
 
 
 class VJEPA2(Backbone):

@@ -293,8 +293,8 @@ img { display: block; width: 100%; min-width: 760px; height: auto; border-radius
 <h2>What merged with what</h2>
 <p class="faint">Between its blocks, the merged model fuses tokens that look like one object, in space and in
 time, and goes on with fewer. A token may give parts of itself to several; it is drawn with the one that took
-most, in the average colour of all that went there. The method is our reading of the abstract of Feng, Xu, Ma and Zhang, ACM TOMM
-20(4), 2023 (doi 10.1145/3633781), of which no code was released.</p>
+most, in the average colour of all that went there. The method is our reading of the abstract of Feng, Xu, Ma
+and Zhang, ACM TOMM 20(4), 2023 (doi 10.1145/3633781), of which no code was released.</p>
 $examples
 </body>
 </html>

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import SttmError
-from .merger import TokenMerger
+from sttm.errors import SttmError
+from sttm.merging.merger import TokenMerger
 
 #: Every way to leave fewer tokens, behind one call: `METHODS[name](dim, frames, tokens, frames_in=..., ...)`.
 METHODS: dict[str, type[TokenMerger]] = {"sttm": TokenMerger}

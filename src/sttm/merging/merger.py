@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, one_hot
 
-from ..errors import SttmError
-from .meta import make_finder, own_linear, take
-from .tokens import MergeMap, Tokens
+from sttm.errors import SttmError
+from sttm.merging.meta import make_finder, own_linear, take
+from sttm.merging.tokens import MergeMap, Tokens
 
 # Keeps a meta token in its own slot: more than two cosines can differ by.
 OWN_SLOT = 4.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import SttmError
+from sttm.errors import SttmError
 
 # Cells a side of the lattice on which tokens are put in order; finer than the token grid of any model we know.
 LATTICE_BITS = 6

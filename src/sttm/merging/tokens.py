@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SttmError
+from sttm.errors import SttmError
 
 
 @dataclass

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones.protocol import Backbone, ClipShape
-from ..errors import SttmError
-from ..merging import method_named
-from ..merging.merger import TokenMerger
+from sttm.backbones.protocol import Backbone, ClipShape
+from sttm.errors import SttmError
+from sttm.merging import method_named
+from sttm.merging.merger import TokenMerger
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone, backbone_of
-from ..backbones.patch import Patch
-from ..backbones.protocol import ClipShape, Grid, Ledger, Page, Seat
-from ..errors import SttmError
-from ..merging.tokens import MergeMap, Tokens
-from .budget import Plan, build_merger, make_plan, plain_macs
+from sttm.backbones import Backbone, backbone_of
+from sttm.backbones.patch import Patch
+from sttm.backbones.protocol import ClipShape, Grid, Ledger, Page, Seat
+from sttm.errors import SttmError
+from sttm.merging.tokens import MergeMap, Tokens
+from sttm.plugging.budget import Plan, build_merger, make_plan, plain_macs
 
 # A merged model carries its `Plugged` record under this name, a block in front of which tokens merge its merger.
 RECORD = "_sttm"
