@@ -37,9 +37,7 @@ def resolve(name: str | Path) -> Path:
     Raises:
         SttmError: if there is no such model, or its folder lacks what a model needs.
     """
-    if str(name) in BUNDLED:
-        return _BUNDLE / str(name)
-    folder = Path(name)
+    folder = _BUNDLE / str(name) if str(name) in BUNDLED else Path(name)
     if not folder.is_dir():
         folder = _download(str(name))
     _check_folder(folder)
@@ -55,6 +53,7 @@ def load(name: str | Path = DEFAULT) -> nn.Module:
     Raises:
         SttmError: if the model is missing, has no safetensors weights or no trained head, or is of no known family.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForVideoClassification
 
     from sttm.backbones import backbone_of
@@ -66,7 +65,7 @@ def load(name: str | Path = DEFAULT) -> nn.Module:
             model, info = AutoModelForVideoClassification.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             raise SttmError(f"cannot load a model from {name}: {_first_sentence(error)}") from error
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
     if wrong:
