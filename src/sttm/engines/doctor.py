@@ -12,7 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "matplotlib")
+PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
 INSTALL = "pip install --force-reinstall -c constraints.txt"
 
 
