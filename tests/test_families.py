@@ -24,6 +24,8 @@ from transformers import (
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.plugging.budget import MergerPlan, Plan
+from sttm.plugging.plug import install
 
 SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
 CLIP = (8, 3, 32, 32)
@@ -123,6 +125,51 @@ def test_remove_is_exact(model: Any, learned: bool) -> None:
     sttm.remove(model)
     assert snapshot(model) == state
     assert torch.equal(logits(model, pixels()), before)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_merger_that_keeps_every_token_changes_nothing(model: Any, learned: bool, window: int) -> None:
+    """It reorders them: so order, positions (rotary ones too), class token, sizes and pooling must all be carried."""
+    backbone = backbone_of(model)
+    grid = backbone.grid(model, CLIP)
+    if grid.frames % window or (window > 1 and backbone.aligned):
+        pytest.skip("attention over time needs one slot a place and frame")
+    frames, tokens = grid.frames // window, grid.tokens * window
+    mergers = (
+        MergerPlan(1, grid.frames, grid.tokens, frames, tokens),
+        MergerPlan(3, frames, tokens, frames, tokens),
+    )
+    before = logits(model, pixels())
+    install(model, Plan(1.0, 1, 1, mergers, "sttm", learned, CLIP, "stride", backbone.family))
+    with sttm.trace(model) as maps:
+        torch.testing.assert_close(logits(model, pixels()), before, rtol=1e-4, atol=1e-5)
+    # Not vacuous: the tokens did change places.
+    assert not torch.equal(maps[0].assignment[0], torch.arange(grid.frames * grid.tokens))
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "timesformer-joint"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_merging_equal_tokens_changes_nothing(family: str, attention: str) -> None:
+    """Of clips made of three looks, without positions, every slot holds copies of one: sizes must make up for them."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    if family != "timesformer-joint":
+        model.set_attn_implementation(attention)
+    for name, parameter in model.named_parameters():
+        if "position_embeddings" in name or "time_embeddings" in name:
+            nn.init.zeros_(parameter)
+    if family == "videomae":
+        model.videomae.embeddings.position_embeddings.zero_()
+    make = torch.Generator().manual_seed(4)
+    looks = torch.randn(3, 2, 3, 8, 8, generator=make)
+    tubes = looks[torch.randint(3, (4, 4, 4), generator=make)]
+    # [T H W 2 C 8 8] -> [T*2 C H*8 W*8]; TimeSformer's patches are single frames, so both of a tube look alike
+    tubes = tubes[:, :, :, :1].expand(-1, -1, -1, 2, -1, -1, -1) if family == "timesformer-joint" else tubes
+    clip = tubes.permute(0, 3, 4, 1, 5, 2, 6).reshape(1, *CLIP)
+    before = logits(model, clip)
+    plan = sttm.apply(model, compute=0.75)
+    assert min(merger.tokens for merger in plan.mergers) >= len(looks)
+    torch.testing.assert_close(logits(model, clip), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("compute", [0.8, 0.62, 0.4])
