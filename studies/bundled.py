@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
+from sttm.data.motions import MOTIONS
 from sttm.data.synth import MOTION_CLASSES, SynthSettings, make
 from sttm.data.video import Sampling, read
 
@@ -33,6 +34,7 @@ BUNDLE = ROOT / "src" / "sttm" / "bundled"
 EDGE, SIDE, FRAMES, TRACKS = 56, 55, 16, 11  # resized to 56, of which 55 are five patches of 11
 COMPUTE = 0.62
 BATCH, DECAY, WARMUP, HELP = 32, 0.05, 300, 8.0
+AS_MADE = 2500  # steps of the shared stage on clips as they were made; from then on mirrored and played backwards too
 RATES = {"shared": 2e-3, "plain": 1e-3, "merged": 1e-3}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -89,6 +91,23 @@ def track_targets(entry: dict[str, list[list[float]]]) -> np.ndarray:
     return np.concatenate([places, apart, size, turn, passer[:, 2:] * 2 - 1], axis=1)
 
 
+def changed_classes() -> tuple[Tensor, Tensor]:
+    """What each class becomes in a mirror, and played backwards."""
+
+    def number(label: str) -> int:
+        return MOTION_CLASSES.index(label)
+
+    swap = {"left": "right", "right": "left", "clockwise": "anticlockwise", "anticlockwise": "clockwise"}
+    mirrored = [number(" ".join(swap.get(word, word) for word in label.split())) for label in MOTION_CLASSES]
+    labels = {motion.template: motion.label for motion in MOTIONS}
+    backwards = [number(labels[motion.backwards]) for motion in MOTIONS]
+    return torch.tensor(mirrored), torch.tensor(backwards)
+
+
+# What a mirror does to the tracks: x of the target, the pair and the passer, and the way that the target points.
+IN_A_MIRROR = torch.tensor([-1, 1, -1, 1, -1, 1, 1, 1, 1, -1, 1])
+
+
 class Split:
     """One split in memory: pixels as bytes, classes, tracks."""
 
@@ -108,6 +127,7 @@ class Split:
 
 def train(model: nn.Module, name: str, steps: int, seed: int, helped: bool, cooling: bool) -> float:
     """Trains for `steps`, going on from the last checkpoint of that name; gives the seconds it took."""
+    mirrored, backwards = changed_classes()
     data, reader = Split("train"), nn.Linear(144, 2 * TRACKS)
     parameters = [*model.parameters(), *(reader.parameters() if helped else ())]
     optimizer = torch.optim.AdamW(parameters, lr=RATES[name], weight_decay=DECAY, betas=(0.9, 0.98))
@@ -128,7 +148,12 @@ def train(model: nn.Module, name: str, steps: int, seed: int, helped: bool, cool
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = np.sort(order)
-        classes, pixels = data.classes[indices], data.clips(indices)
+        classes, pixels, tracks = data.classes[indices], data.clips(indices), data.tracks[indices]
+        mirror, reverse = np.random.default_rng([seed, step]).integers(2, size=2)
+        if mirror and (not helped or step >= AS_MADE):
+            classes, pixels, tracks = mirrored[classes], pixels.flip(-1), tracks * IN_A_MIRROR
+        if reverse and (not helped or step >= AS_MADE):
+            classes, pixels, tracks = backwards[classes], pixels.flip(1), tracks.flip(1)
         with torch.autocast("cpu", torch.bfloat16):
             if helped:
                 tokens_BNC = model.videomae(pixels).last_hidden_state
@@ -136,7 +161,7 @@ def train(model: nn.Module, name: str, steps: int, seed: int, helped: bool, cool
                 # [B T/2*S C] -> [B T/2 C] -> [B T 11]
                 frames_BTC = tokens_BNC.unflatten(1, (FRAMES // 2, -1)).mean(2)
                 read_off = reader(frames_BTC).unflatten(-1, (2, TRACKS)).flatten(1, 2)
-                error = smooth_l1_loss(read_off.float(), data.tracks[indices], beta=0.1)
+                error = smooth_l1_loss(read_off.float(), tracks, beta=0.1)
             else:
                 logits, error = model(pixels).logits, torch.zeros(())
             loss = cross_entropy(logits.float(), classes) + HELP * error
