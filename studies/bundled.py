@@ -34,7 +34,7 @@ BUNDLE = ROOT / "src" / "sttm" / "bundled"
 EDGE, SIDE, FRAMES, TRACKS = 56, 55, 16, 11  # resized to 56, of which 55 are five patches of 11
 COMPUTE = 0.62
 BATCH, DECAY, WARMUP, HELP = 32, 0.05, 300, 8.0
-AS_MADE = 2500  # steps of the shared stage on clips as they were made; from then on mirrored and played backwards too
+AS_MADE = 3000  # steps of the shared stage on clips as they were made; from then on mirrored and played backwards too
 RATES = {"shared": 2e-3, "plain": 1e-3, "merged": 1e-3}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
