@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,40 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    VivitConfig,
-    VivitForVideoClassification,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
 )
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.engines.bench import SHAPES as STANDARD
 
 TARGETS = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2)
-
-
-def videomae(width: int, depth: int) -> Any:
-    config = VideoMAEConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=4 * width
-    )
-    return VideoMAEForVideoClassification(config)
-
-
-def vjepa2(frames: int) -> Any:
-    return VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=frames, pred_num_hidden_layers=1))
-
-
-SHAPES = {
-    "VideoMAE-S": lambda: videomae(384, 12),
-    "VideoMAE-B": lambda: videomae(768, 12),
-    "VideoMAE-L": lambda: videomae(1024, 24),
-    "ViViT-B": lambda: VivitForVideoClassification(VivitConfig()),
-    "TimeSformer-B 8x224": lambda: TimesformerForVideoClassification(TimesformerConfig()),
-    "TimeSformer-B 16x448": lambda: TimesformerForVideoClassification(TimesformerConfig(num_frames=16, image_size=448)),
-    "V-JEPA 2 ViT-L 16": lambda: vjepa2(16),
-    "V-JEPA 2 ViT-L 64": lambda: vjepa2(64),
+SHAPES: dict[str, Callable[[], Any]] = {
+    **STANDARD,
+    "timesformer-b 16x448": lambda: TimesformerForVideoClassification(TimesformerConfig(num_frames=16, image_size=448)),
+    "vjepa2-l 64 frames": lambda: VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=64)),
 }
 
 
@@ -80,11 +60,11 @@ def test_real_shapes_are_counted_as_torch_counts(name: str) -> None:
 
 
 def test_videomae_b_costs_what_papers_say() -> None:
-    assert sttm.macs(on_meta("VideoMAE-B")) / 1e9 == pytest.approx(180.3, abs=0.3)
+    assert sttm.macs(on_meta("videomae-b")) / 1e9 == pytest.approx(180.3, abs=0.3)
 
 
 def test_an_unreachable_target_names_the_least_and_the_advice_works() -> None:
-    model = on_meta("VideoMAE-B")
+    model = on_meta("videomae-b")
     with pytest.raises(sttm.SttmError, match=r"out of reach.*ask for 0\.\d\d or more") as caught:
         sttm.apply(model, compute=0.005)
     least = float(str(caught.value).split("ask for ")[1].split(" ")[0])
@@ -92,7 +72,7 @@ def test_an_unreachable_target_names_the_least_and_the_advice_works() -> None:
 
 
 def test_frames_beyond_the_config_are_planned_for() -> None:
-    model = on_meta("V-JEPA 2 ViT-L 16")
+    model = on_meta("vjepa2-l")
     plan = sttm.apply(model, compute=0.62, clip_shape=(32, 3, 256, 256))
     assert plan.mergers[0].frames_before == 16 and plan.compute <= 0.62
     assert sttm.macs(model) == plan.macs_after
@@ -101,5 +81,5 @@ def test_frames_beyond_the_config_are_planned_for() -> None:
 
 
 def test_printed_plan_is_a_table() -> None:
-    text = str(sttm.apply(on_meta("VideoMAE-B"), compute=0.62))
+    text = str(sttm.apply(on_meta("videomae-b"), compute=0.62))
     assert "180.345" in text and "8 x 196 -> 4 x" in text and len(text.splitlines()) == 4
