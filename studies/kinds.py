@@ -66,6 +66,7 @@ def run(kind: str, view: str, clips: int, steps: int, cache: Path) -> dict[str, 
     pixels, classes = pictures(kind, clips, cache, Preprocess.from_folder(resolve(START)))
     known = clips * 4 // 5
     model = sttm.load(START).train()
+    model.set_attn_implementation("eager")  # at this size the faster one on a CPU
     model.classifier = nn.Linear(model.config.hidden_size, len(CLASSES[kind]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
@@ -96,8 +97,8 @@ def run(kind: str, view: str, clips: int, steps: int, cache: Path) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cache", type=Path, default=ROOT / "cache" / "kinds")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -327,6 +327,8 @@ def test_dropped_tokens_stay_dropped() -> None:
     two = MergeMap(torch.tensor([[-1, 0]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
     whole = one.then(two)
     assert whole.assignment.tolist() == [[-1, -1, 0]]
+    other = MergeMap(torch.tensor([[0, -1]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
+    assert one.then(other).assignment.tolist() == [[0, -1, -1]]
     assert whole.spread(torch.full((1, 1, 2), 5.0)).tolist() == [[[0, 0], [0, 0], [5, 5]]]
 
 

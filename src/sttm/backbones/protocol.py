@@ -62,8 +62,7 @@ class Ledger:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
         # The pages belong to the last forward of the original (and may hang on its graph): a copy starts empty.
-        memo[id(self)] = copy = Ledger(len(self.pages))
-        return copy
+        return Ledger(len(self.pages))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"pages": [None] * len(self.pages), "maps": None}

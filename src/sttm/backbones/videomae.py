@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,10 +78,7 @@ class SizedMean:
         return ((hidden_BNC * weight_BN[..., None].to(hidden_BNC.dtype)).sum(1),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SizedMean:
-        from copy import deepcopy
-
-        memo[id(self)] = copy = SizedMean(deepcopy(self.ledger, memo), self.index)
-        return copy
+        return SizedMean(deepcopy(self.ledger, memo), self.index)
 
 
 def _base(model: Any) -> Any:
