@@ -25,7 +25,7 @@ PLAN_FILE = "sttm.json"
 _BUNDLE = Path(__file__).parent / "bundled"
 #: The small models that come with the package, trained on made videos (kind: motion).
 BUNDLED = {
-    "sttm-motion": "small VideoMAE with the learned merger, trained on made videos of 16 motions",
+    "sttm-motion": "small VideoMAE with the learned merger, trained on made videos of 18 motions",
     "sttm-motion-plain": "its plain twin, trained alike",
 }
 DEFAULT = "sttm-motion"
