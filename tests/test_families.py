@@ -323,8 +323,10 @@ def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monk
             sttm.apply(model, compute=wrong, learned=learned)
     with pytest.raises(sttm.SttmError, match="choose one of"):
         sttm.apply(model, method="nonsense", learned=learned)
-    with pytest.raises(sttm.SttmError, match="clip_shape"):
-        sttm.apply(model, clip_shape=(8, 3, 31, 32), learned=learned)
+    shape: Any
+    for shape in ((8, 3, 31, 32), (8, 3, 32), "a clip", 7, (8, 3, 32.0, 32)):
+        with pytest.raises(sttm.SttmError, match="clip_shape"):
+            sttm.apply(model, clip_shape=shape, learned=learned)
     # And one that breaks half way through the touching.
     from sttm.backbones.patch import Patch
 

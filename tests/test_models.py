@@ -17,12 +17,12 @@ from sttm import models
 
 def small() -> Any:
     torch.manual_seed(0)
-    config = VideoMAEConfig(
+    sizes: dict[str, Any] = dict(
         image_size=32, patch_size=8, num_frames=4, hidden_size=24, num_hidden_layers=4, num_attention_heads=2,
         intermediate_size=48, decoder_num_hidden_layers=1, decoder_hidden_size=24, decoder_num_attention_heads=2,
         decoder_intermediate_size=48, num_labels=3,
     )  # fmt: skip
-    return VideoMAEForVideoClassification(config).eval()
+    return VideoMAEForVideoClassification(VideoMAEConfig(**sizes)).eval()
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_plain_models_are_saved_and_loaded_too(tmp_path: Path) -> None:
 
 
 def test_transformers_can_read_what_was_saved_merged(saved: Path) -> None:
-    backbone = VideoMAEForVideoClassification.from_pretrained(saved)
+    backbone: Any = VideoMAEForVideoClassification.from_pretrained(saved)
     assert torch.equal(backbone.classifier.weight, sttm.load(saved).classifier.weight)
 
 

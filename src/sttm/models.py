@@ -44,7 +44,7 @@ def resolve(name: str | Path) -> Path:
     return folder
 
 
-def load(name: str | Path = DEFAULT) -> nn.Module:
+def load(name: str | Path = DEFAULT) -> Any:
     """Loads a video classification model in eval mode, merged if it was saved merged.
 
     Args:

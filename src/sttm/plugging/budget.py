@@ -7,6 +7,7 @@ sorting and other work in proportion to the tokens alone are not counted, here a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,11 +118,13 @@ def make_plan(
 ) -> Plan:
     """The schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
-    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. Early blocks
-    see every token, as they have to tell objects apart; two steps lose less than one, and more than two gain
-    nothing: each costs a pass over the tokens that no multiply-add shows. Where so little is asked for that a merger
-    would leave under 40 % of its tokens, both move towards the first block. The first merger joins two frames to a
-    window, so that tokens fuse in space and in time; the second fuses in space within what the first left.
+    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. The blocks before
+    the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
+    at again before it is merged further; no more than two, as every merger costs passes over the tokens that no
+    multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
+    merger would leave under 40 % of its tokens, both move towards the first block. The first merger joins two frames
+    to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left. This
+    is a first choice, made for speed; what it does to accuracy against other schedules is yet to be measured.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
@@ -235,9 +238,11 @@ class _Search:
 def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> ClipShape:
     if clip_shape is None:
         return backbone.clip_shape(model)
-    if len(clip_shape) != 4:
-        raise SttmError(f"clip_shape={clip_shape!r} is not (frames, channels, height, width); give those four numbers")
-    frames, channels, height, width = (int(length) for length in clip_shape)
+    try:
+        frames, channels, height, width = (operator.index(length) for length in clip_shape)
+    except (TypeError, ValueError):
+        wrong = f"clip_shape={clip_shape!r} is not (frames, channels, height, width)"
+        raise SttmError(f"{wrong}; give those four whole numbers") from None
     return frames, channels, height, width
 
 
