@@ -50,9 +50,9 @@ class Ledger:
         self.pages: list[Page | None] = [None] * mergers
         self.maps: list[MergeMap] | None = None
 
-    def write(self, index: int, page: Page, merge_map: MergeMap) -> None:
+    def write(self, index: int, page: Page, merge_map: MergeMap | None) -> None:
         self.pages[index] = page
-        if self.maps is not None:
+        if self.maps is not None and merge_map is not None:
             self.maps.append(merge_map)
 
     def read(self, index: int) -> Page:

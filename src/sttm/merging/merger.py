@@ -91,14 +91,15 @@ class TokenMerger(nn.Module):
         mode = "learned" if self.learned else "off the shelf"
         return f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots, {self.finder_name}, {mode}"
 
-    def forward(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+    def forward(self, tokens: Tokens, mapped: bool = True) -> tuple[Tokens, MergeMap | None]:
         """Merges: T x S tokens in, F x M slots out; prefix tokens pass untouched.
 
         Args:
             tokens: x [B T S C] with size [B T S] and position [B T S 3].
+            mapped: whether to draw up the map; where nobody asks for it, that time can be saved.
 
         Returns:
-            The slots, again on a frames-by-slots grid, and the map of who went where.
+            The slots, again on a frames-by-slots grid, and the map of who went where (None if not `mapped`).
 
         Raises:
             SttmError: if the grid is not the one this merger was made for.
@@ -106,7 +107,7 @@ class TokenMerger(nn.Module):
         self._check(tokens)
         # Similarities and sizes are kept in float32 whatever the model runs in: the steps below cast by hand.
         with torch.autocast(_autocast_device(tokens.x_BTSC), enabled=False):
-            return self._merge_learned(tokens) if self.learned else self._merge_as_is(tokens)
+            return self._merge_learned(tokens, mapped) if self.learned else self._merge_as_is(tokens, mapped)
 
     def macs(self, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
@@ -121,7 +122,7 @@ class TokenMerger(nn.Module):
         added = slots * C * (C + 2 * self.frames_in + 1)
         return found + similarity + fused + in_time + followed + added
 
-    def _merge_as_is(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+    def _merge_as_is(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
         """Off the shelf: the backbone's own features tell objects apart, every token goes to one slot."""
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
@@ -141,9 +142,9 @@ class TokenMerger(nn.Module):
         z_BFMC = _fuse(weight_BFWMS, in_time_BFWM, x_BFLC)
         position_BFM3 = _fuse(weight_BFWMS, in_time_BFWM, position_BFL3)
         merged = Tokens(z_BFMC, mass_BFWM.sum(2), position_BFM3, tokens.prefix_BPC)
-        return merged, self._map(tokens, merged, slot_BFL, meta_BFM)
+        return merged, self._map(tokens, merged, slot_BFL, meta_BFM) if mapped else None
 
-    def _merge_learned(self, tokens: Tokens) -> tuple[Tokens, MergeMap]:
+    def _merge_learned(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
         """Learned: each slot is its meta token, plus what fusion and motion have to add."""
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
         feature_BFLC = _standardised(x_BFLC)
@@ -155,7 +156,9 @@ class TokenMerger(nn.Module):
         # 2. Similarity of every object with every token of the clip.
         tau = self.log_tau.to(feature_BFLC.dtype).exp()
         key_BFMD = _project(self.key, take(feature_BFLC, meta_BFM))
-        cosine_BFMN = key_BFMD @ _project(self.query, feature_BFLC).flatten(1, 2)[:, None].transpose(-1, -2)
+        query_BND = _project(self.query, feature_BFLC).flatten(1, 2)
+        # [B F*M D] x [B D N] -> [B F M N]
+        cosine_BFMN = (key_BFMD.flatten(1, 2) @ query_BND.transpose(1, 2)).unflatten(1, (self.frames, self.tokens))
         # The tokens of its own window spread themselves over its objects.
         logit_BFLM = _own_window(cosine_BFMN, self.frames) / tau[0]
         share_BFLM = logit_BFLM.softmax(-1)
@@ -174,6 +177,8 @@ class TokenMerger(nn.Module):
         added_BFMC = own_linear(self.appearance, _standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
         slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
         merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
+        if not mapped:
+            return merged, None
         return merged, self._map(tokens, merged, logit_BFLM.argmax(-1), meta_BFM, path_BFMT2)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:

@@ -177,7 +177,7 @@ class Seam:
         self.grid, self.frames, self.tokens = grid, frames, tokens
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        merged, merge_map = getattr(block, MERGER)(self._read(args[0]))
+        merged, merge_map = getattr(block, MERGER)(self._read(args[0]), mapped=self.ledger.maps is not None)
         page = Page(merged.size_BTS, merged.position_BTS3, self.grid.prefix)
         self.ledger.write(self.index, page, merge_map)
         return (self.backbone.join(merged), *args[1:])
