@@ -24,6 +24,10 @@ from transformers import (
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.data.preprocess import Preprocess
+from sttm.data.synth import encode, render
+from sttm.data.video import read
+from sttm.engines.predict import find_videos, predict
 from sttm.plugging.budget import MergerPlan, Plan
 from sttm.plugging.plug import install
 
@@ -313,6 +317,23 @@ def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) ->
     sttm.remove(loaded)
     sttm.remove(model)
     assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+
+
+def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_path: Path) -> None:
+    """From the folder alone: its own labels, frames and pixels, mergers included."""
+    if getattr(model.config, "attention_type", "") == "space_only":
+        pytest.skip("transformers' space-only TimeSformer gives a row of logits a frame, not a clip")
+    encode(render("scene", 3, 1, frames=12, size=64)[0], tmp_path / "clip.mp4")
+    sttm.apply(model, compute=0.6, learned=learned)
+    model.config.id2label = {number: f"action {number}" for number in range(5)}
+    folder = sttm.save(model, tmp_path / "model")
+    preprocess = Preprocess.from_folder(folder)
+    (record,) = predict(find_videos([str(tmp_path)]), sttm.load(folder), preprocess, top_k=5, compute=0.6)
+    assert record["frames_decoded"] == 8
+    (clip,) = read(tmp_path / "clip.mp4", preprocess.sampling)
+    expected = logits(model, preprocess(clip.frames_TCHW)).softmax(-1)[0]
+    scores = {guess["label"]: guess["score"] for guess in record["predictions"]}
+    assert scores == pytest.approx({f"action {k}": float(expected[k]) for k in range(5)}, rel=1e-4)
 
 
 def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
