@@ -188,7 +188,9 @@ def _scores(model: nn.Module, clips_VTCHW: list[Tensor], dtype: torch.dtype) -> 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = f"the model does not take the clips of {shape} that its preprocessor makes ({reason})"
         raise SttmError(f"{what}; check that its config and its preprocessor config belong together.") from error
-    scores_BK = logits_BK.float().softmax(-1).cpu()
+    views = sum(len(clip) for clip in clips_VTCHW)
+    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
+    scores_BK = logits_BK.float().softmax(-1).unflatten(0, (views, -1)).mean(1).cpu()
     return [scores_VK.mean(0) for scores_VK in scores_BK.split([len(clip) for clip in clips_VTCHW])]
 
 
