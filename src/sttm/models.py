@@ -26,7 +26,7 @@ _BUNDLE = Path(__file__).parent / "bundled"
 #: The small models that come with the package, trained on made videos (kind: motion).
 BUNDLED = {
     "sttm-motion": "small VideoMAE with the learned merger, trained on made videos of 18 motions",
-    "sttm-motion-plain": "its plain twin, trained alike",
+    "sttm-motion-plain": "its plain twin, from the same start",
 }
 DEFAULT = "sttm-motion"
 
