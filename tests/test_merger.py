@@ -269,7 +269,9 @@ def test_gradients_reach_every_parameter_and_the_input(finder: str) -> None:
     module = merger(dict(learned=True, finder=finder)).train()
     given_ = tokens()
     given_.x_BTSC.requires_grad_()
-    module(given_)[0].x_BTSC.square().sum().backward()
+    merged = module(given_)[0]
+    assert not merged.size_BTS.requires_grad  # bookkeeping: no gradient goes through it
+    merged.x_BTSC.square().sum().backward()
     assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert given_.x_BTSC.grad is not None and given_.x_BTSC.grad.any(-1).all()
 
