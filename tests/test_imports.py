@@ -12,7 +12,14 @@ FILES = sorted((SRC / "sttm").rglob("*.py"))
 OPTIONAL = {"torchvision", "timm", "ray", "gradio", "torchcodec"}
 
 FLOORS = {"errors": 0, "merging": 1, "config": 1, "metrics": 1, "data": 2, "backbones": 2, "plugging": 3}
-FLOORS |= {"models": 4, "engines": 5, "": 6}  # "" is the top: the public names of sttm, and cli
+FLOORS |= {
+    "models": 4,
+    "scoring": 4,
+    "results": 4,
+    "training": 5,
+    "engines": 6,
+    "": 7,
+}  # "" is the top: sttm itself, and cli
 STRANGERS = {("data", "merging"), ("backbones", "config"), ("backbones", "metrics")}  # below, yet not known
 ENGINES_THAT_CALL = {"train": {"evaluate"}, "serve": {"predict", "show"}, "demo": {"show"}}  # no others
 

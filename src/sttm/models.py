@@ -17,7 +17,7 @@ from sttm.errors import SttmError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from sttm.plugging.budget import Plan
 
@@ -57,10 +57,9 @@ def load(name: str | Path = DEFAULT) -> Any:
     from transformers import AutoModelForVideoClassification
 
     from sttm.backbones import backbone_of
-    from sttm.plugging import plug
 
     folder = resolve(name)
-    with _quiet():
+    with quiet():
         try:
             model, info = AutoModelForVideoClassification.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, local_files_only=True
@@ -75,13 +74,28 @@ def load(name: str | Path = DEFAULT) -> Any:
         )
     backbone_of(model)
     if (folder / PLAN_FILE).exists():
-        plug.install(model, _read_plan(folder / PLAN_FILE))
-        _load_mergers(model, folder)
+        install_saved(model, folder)
     return model.eval()
 
 
-def save(model: Any, folder: str | Path) -> Path:
+def install_saved(model: nn.Module, folder: Path) -> None:
+    """Puts the mergers of a saved model, with their weights, into its plain self."""
+    from sttm.plugging import plug
+
+    plug.install(model, _read_plan(folder / PLAN_FILE))
+    _load_mergers(model, folder)
+
+
+def plain_name(name: str) -> str:
+    """A class name as it compares: folders of Kinetics, say, write riding_a_bike for its "riding a bike"."""
+    return " ".join(str(name).replace("_", " ").casefold().split())
+
+
+def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Saves a model, merged or plain, so that `load` gives it back exactly.
+
+    Args:
+        weights: a state dict to save instead of the model's own, say an average, or one gathered from its shards.
 
     Raises:
         SttmError: if the folder cannot be written.
@@ -91,9 +105,9 @@ def save(model: Any, folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with quiet():
             # Names as they are: the older names that some families are published under have no place for a merger.
-            model.save_pretrained(folder, save_original_format=False)
+            model.save_pretrained(folder, state_dict=weights, save_original_format=False)
         if plug.is_merged(model):
             (folder / PLAN_FILE).write_text(json.dumps(asdict(plug.plan_of(model)), indent=2) + "\n")
         else:
@@ -162,7 +176,7 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers from reporting the mergers' weights as unexpected, and from drawing progress bars."""
     from transformers.utils import logging
 

@@ -1,0 +1,358 @@
+"""Training: from a config to a model folder, resumable to the bit, on one process or many.
+
+Nothing random is remembered from step to step: clips are drawn from (seed, place in the stream), the model's own noise
+from (seed, step, process). So a checkpoint is weights and optimizer state, and a run that was killed ends as if it had
+not been.
+
+Legend: B clips in a micro-batch, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttm.backbones import backbone_of
+from sttm.config import Settings, dump, parse_views
+from sttm.data.datasets import VideoSet, read_split
+from sttm.data.loader import Batch, training_batches
+from sttm.engines.evaluate import Evaluation, evaluate
+from sttm.errors import SttmError
+from sttm.metrics import machine
+from sttm.plugging import plug
+from sttm.training import checkpoints, checks, recipe, start
+from sttm.training.watch import Meter, Stopped, listen
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Progress:
+    """Where a run is; what training.json says."""
+
+    step: int = 0
+    best_top1: float = -1.0
+    best: str | None = None
+    seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def train(settings: Settings, report: Report = lambda record: None) -> dict[str, Any]:
+    """Carries out a run, or goes on with it where its folder says it stopped.
+
+    Args:
+        settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, checkpoints/, log.jsonl,
+            the trackers' files, model/ (the last weights, or their average), best/ (the best on validation, if there
+            is a validation split) and results.json.
+        report: gets a record every `run.log_every` steps, after each evaluation, and for what the user should know.
+
+    Returns:
+        What results.json says: steps, seconds, multiply-adds, accuracy on the validation and test split.
+
+    Raises:
+        SttmError: for data, a model or settings that cannot be, a loss that is not finite, a folder that cannot be
+            written, other settings than those that the folder's run began with.
+        Stopped: when a signal asked for it; everything is saved.
+    """
+    run = _Run(settings, report)
+    try:
+        with listen(run.told):
+            run.to_the_end()
+        return run.finish()
+    finally:
+        run.accelerator.end_training()
+
+
+class _Run:
+    """One process's share of a run."""
+
+    def __init__(self, settings: Settings, report: Report) -> None:
+        self.settings, self.folder = settings, settings.run.output
+        self.accelerator = _accelerator(settings)
+        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.report: Report = report if self.main else lambda record: None
+        self.told: list[int] = []  # signals that came
+        self.videos = read_split(settings.data, "train")
+        self.validation = None if settings.data.validation is None else read_split(settings.data, "validation")
+        self.test = None if settings.data.test is None else read_split(settings.data, "test")
+        self.micro_batch = checks.micro_batch(settings, self.world)
+        self.steps, self.evaluate_every = checks.lengths(settings, len(self.videos.videos))
+        found = checkpoints.latest(self.folder / "checkpoints")
+        if found is not None:
+            checks.same_run(settings, found[1]["settings"], self.folder)
+        self._build()
+        self.progress = _Progress()
+        if found is not None:
+            self._resume(*found)
+        if self.main:
+            (self.folder / "config.yaml").write_text(dump(settings), encoding="utf-8")
+        self._tell_start(found is not None)
+
+    def to_the_end(self) -> None:
+        """Runs the steps that are left."""
+        settings, progress = self.settings, self.progress
+        stream = training_batches(
+            self.videos, self.training.preprocess, settings, first_step=progress.step, last_step=self.steps,
+            rank=self.accelerator.process_index, world=self.world, micro_batch=self.micro_batch, workers=self.workers,
+        )  # fmt: skip
+        began, before = time.perf_counter(), progress.seconds
+        meter = Meter(settings.run.log_every)
+        with closing(stream) as batches:
+            for micro_batches in meter.waiting(batches):
+                loss, norm, lr = self._learn(micro_batches)
+                progress.step += 1
+                progress.seconds = before + time.perf_counter() - began
+                if record := meter.count(progress.step, self.steps, loss, norm, lr, settings.optimizer.batch_size):
+                    self._log(record)
+                self._after_step()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the models, evaluates, and lists what could not be read."""
+        from accelerate.utils import gather_object
+
+        training, progress = self.training, self.progress
+        progress.unreadable = dict(gather_object(list(progress.unreadable.items())))
+        with self._averaged():
+            weights = checkpoints.whole_weights(training)
+            figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
+            for name, videos in (("validation", self.validation), ("test", self.test)):
+                if videos is not None:
+                    figures[name] = summary(self._evaluate(videos))
+        if self.main:
+            checkpoints.save_model(training, self.folder / "model", weights)
+            if progress.best is not None:
+                checkpoints.copy_model(self.folder / "checkpoints" / progress.best, self.folder / "best")
+        plan = plug.plan_of(training.model) if plug.is_merged(training.model) else None
+        figures |= {
+            "macs": self.macs,
+            "compute": 1.0 if plan is None else plan.compute,
+            "method": "plain" if plan is None else plan.method,
+            "seed": self.settings.run.seed,
+            "clips": len(self.videos.videos),
+            "missing": list(self.videos.missing),
+            "unreadable": progress.unreadable,
+            "machine": machine(self.accelerator.device),
+        }
+        if self.main:
+            (self.folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        self.report({"event": "end", "folder": str(self.folder), **figures})
+        return figures
+
+    # --- one step ---------------------------------------------------------------------------------------------
+
+    def _learn(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
+        """One step: loss, norm of the gradient, rate."""
+        settings, step = self.settings, self.progress.step
+        optimizer, training = settings.optimizer, self.training
+        torch.manual_seed(recipe.step_seed(settings.run.seed, step, self.accelerator.process_index))
+        lr = recipe.rate(step, self.steps, optimizer)
+        recipe.set_rates(training.optimizer, lr, only_mergers=step < settings.merging.warmup_steps)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.wrapped):
+                loss = self._loss(batch) / len(micro_batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            self.progress.unreadable |= dict(batch.errors)
+        norm = recipe.total_norm(training.model.parameters(), optimizer.clip_norm)
+        total = self.accelerator.reduce(total, "mean")
+        self._check(float(total), float(norm), micro_batches)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        if training.average is not None:
+            training.average.update(step)
+        return float(total), float(norm), lr
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device, how = self.accelerator.device, self.settings.distillation
+        pixels, targets_BK = batch.pixels_BTCHW.to(device, non_blocking=True), batch.targets_BK.to(device)
+        weight_B = batch.weight_B.to(device)
+        with self._autocast():
+            logits_BK = _clip_logits(self.wrapped(pixels).logits, len(pixels))
+            loss = recipe.loss_of(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
+            if how is None:
+                return loss
+            with torch.no_grad():
+                teacher_BK = _clip_logits(self.teacher(pixels).logits, len(pixels))
+            return recipe.taught(loss, logits_BK, teacher_BK, weight_B, how)
+
+    def _check(self, loss: float, norm: float, micro_batches: list[Batch]) -> None:
+        """Stops before a step that would spoil the weights, and when too much of the list is unreadable."""
+        from accelerate.utils import gather_object
+
+        most, unreadable = self.settings.data.max_missing, self.progress.unreadable
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            files = gather_object([name for batch in micro_batches for name in batch.files])
+            good = checkpoints.latest(self.folder / "checkpoints")
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise SttmError(
+                f"the {what} is not finite at step {self.progress.step + 1}, on {', '.join(dict.fromkeys(files))}; "
+                f"the last good checkpoint is {good[0] if good else 'none yet'}: look at these files, lower "
+                "optimizer.lr or set optimizer.clip_norm, and run the command again"
+            )
+        if len(unreadable) > most * len(self.videos.videos):
+            path, reason = next(iter(unreadable.items()))
+            raise SttmError(
+                f"{len(unreadable)} of {len(self.videos.videos)} training videos cannot be read, more than "
+                f"data.max_missing={most:g} allows ({path}: {reason}); see sttm data check"
+            )
+
+    # --- between steps ------------------------------------------------------------------------------------------
+
+    def _after_step(self) -> None:
+        """Evaluates, saves and stops where it is time to."""
+        run, progress = self.settings.run, self.progress
+        ended, better = progress.step == self.steps, False
+        if self.validation is not None and (ended or progress.step % self.evaluate_every == 0):
+            with self._averaged():
+                top1 = self._evaluate(self.validation).top1.share
+            better = top1 > progress.best_top1
+            self._log({"event": "evaluation", "step": progress.step, "validation_top1": top1})
+            if better:
+                progress.best_top1, progress.best = top1, _name(progress.step)
+        stop = self._stop_signal()
+        if ended or better or stop or progress.step % run.save_every == 0:
+            self._save()
+        if stop and not ended:
+            raise Stopped(stop, progress.step, self.folder / "checkpoints" / _name(progress.step))
+
+    def _stop_signal(self) -> int:
+        """The signal that any of the processes got, 0 for none."""
+        mine = torch.tensor(max(self.told, default=0), device=self.accelerator.device)
+        return int(self.accelerator.gather(mine[None]).max())
+
+    def _save(self) -> None:
+        folder = self.folder / "checkpoints"
+        progress = {**vars(self.progress), "settings": self.settings.model_dump(mode="json")}
+        checkpoints.save(self.training, folder / _name(self.progress.step), progress, self.main)
+        if self.main:
+            checkpoints.prune(folder, self.settings.run.keep, self.progress.best)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, videos: VideoSet) -> Evaluation:
+        wanted, training = self.settings.evaluation, self.training.model
+        training.eval()
+        try:
+            return evaluate(
+                training, videos, self.training.preprocess, views=parse_views(wanted.views), average=wanted.average,
+                batch_size=wanted.batch_size, dtype=self.dtype, workers=max(1, self.workers),
+                rank=self.accelerator.process_index, world=self.world,
+            )  # fmt: skip
+        finally:
+            training.train()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.report(record)
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "steps")}
+        self.accelerator.log(numbers, step=record["step"])
+        if self.main:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """The model on its device, wrapped for its processes, with its optimizer."""
+        settings, device = self.settings, self.accelerator.device
+        model, preprocess, self.teacher = start.make(settings, self.videos.classes)
+        self.macs = plug.macs(model)
+        model.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
+        if settings.model.checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        recipe.drop_paths(model, settings.model.drop_path)
+        recipe.freeze_unused(model, backbone_of(model).clip_shape(model))
+        self.sharded = settings.run.strategy == "fsdp" and self.world > 1
+        if self.sharded:
+            recipe.shard(model)
+        if settings.model.compile:
+            model.compile()
+        groups = recipe.parameter_groups(model, settings.optimizer)
+        optimizer = torch.optim.AdamW(groups, lr=settings.optimizer.lr, betas=settings.optimizer.betas)
+        average = recipe.MovingAverage(model, settings.optimizer.ema) if settings.optimizer.ema else None
+        self.training = checkpoints.Training(model, optimizer, average, preprocess)
+        self.wrapped: Any = model if self.sharded else self.accelerator.prepare_model(model)
+        self.dtype = torch.bfloat16 if settings.run.precision == "bf16" else torch.float32
+        cores = (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.workers = max(1, cores - 1) if settings.data.workers is None else settings.data.workers
+
+    def _resume(self, folder: Path, progress: dict[str, Any]) -> None:
+        checkpoints.restore(self.training, folder)
+        known = vars(_Progress())
+        self.progress = _Progress(**{key: value for key, value in progress.items() if key in known})
+
+    def _tell_start(self, resumed: bool) -> None:
+        merged = plug.is_merged(self.training.model)
+        self.report(
+            {
+                "event": "start",
+                "folder": str(self.folder),
+                "resumed_at": self.progress.step if resumed else None,
+                "steps": self.steps,
+                "clips": len(self.videos.videos),
+                "classes": len(self.videos.classes),
+                "missing": list(self.videos.missing),
+                "macs": self.macs,
+                "plan": str(plug.plan_of(self.training.model)) if merged else "plain",
+                "processes": self.world,
+            }
+        )
+
+    def _averaged(self) -> Any:
+        return nullcontext() if self.training.average is None else self.training.average.in_place()
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """What results.json says of one split."""
+    return {
+        "top1": evaluation.top1.share,
+        "interval": evaluation.top1.interval,
+        "top5": evaluation.top5.share,
+        "mean_class": evaluation.mean_class,
+        "clips": evaluation.top1.total,
+        "unreadable": dict(evaluation.errors),
+    }
+
+
+def _accelerator(settings: Settings) -> Any:
+    """The processes and the device; everything is checked before any video is looked at."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise SttmError("sttm train needs sttm[train]: pip install 'sttm[train]'") from error
+    device = settings.run.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SttmError("run.device=cuda, but torch sees no CUDA device: use run.device: cpu, or see sttm doctor")
+    checks.claim(settings.run.output)
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu", log_with=list(settings.run.trackers) or None, project_dir=settings.run.output
+        )
+        accelerator.init_trackers("tracking")
+    except (ImportError, ValueError) as error:
+        raise SttmError(f"run.trackers={list(settings.run.trackers)}: {str(error).splitlines()[0]}") from error
+    return accelerator
+
+
+def _clip_logits(logits: Tensor, clips: int) -> Tensor:
+    """Logits [B K]; a space-only TimeSformer gives a row for each frame: [B*T K] -> [B T K] -> [B K]."""
+    return logits if len(logits) == clips else logits.unflatten(0, (clips, -1)).mean(1)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

@@ -1,0 +1,112 @@
+"""Settings: read, inherited, overridden, and refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sttm
+from sttm.config import dump, load, parse_views
+
+BASE = """
+data: {root: videos, train: {list: a.csv}, validation: {list: b.csv}}
+model: {start: sttm-motion-plain}
+optimizer: {epochs: 3}
+run: {output: runs/a}
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(BASE)
+    return tmp_path / "base.yaml"
+
+
+def test_a_config_changes_the_one_it_inherits_from(base: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep" / "er"
+    deep.mkdir(parents=True)
+    (deep.parent / "middle.yaml").write_text("inherit: ../base.yaml\noptimizer: {lr: 2e-3}\nmerging: {compute: 0.5}")
+    (deep / "top.yaml").write_text("inherit: ../middle.yaml\nmerging: {compute: 0.4}\ndata: {validation: null}")
+    settings = load(deep / "top.yaml")
+    assert (settings.optimizer.epochs, settings.optimizer.lr, settings.merging.compute) == (3, 2e-3, 0.4)
+    assert settings.data.validation is None and settings.data.root == Path("videos")
+
+
+def test_overrides_are_yaml(base: Path) -> None:
+    sets = ["optimizer.lr=1e-3", "data.without=[a, b]", "optimizer.epochs=null", "optimizer.steps=5", "run.output=x=y"]
+    settings = load(base, sets)
+    assert settings.optimizer.lr == 1e-3 and settings.data.without == ("a", "b")
+    assert (settings.optimizer.epochs, settings.optimizer.steps) == (None, 5)
+    assert settings.run.output == Path("x=y")
+
+
+def test_what_is_dumped_is_read_back(base: Path, tmp_path: Path) -> None:
+    settings = load(base, ["data.train.where={view: [a, b]}", "distillation.weight=0.3", "merging.compute=0.5"])
+    (tmp_path / "again.yaml").write_text(dump(settings))
+    assert load(tmp_path / "again.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("optimizer.lrr=1", "no setting optimizer.lrr; did you mean lr?"),
+        ("data.trian.list=a", "no setting data.trian; did you mean train?"),
+        ("data.train.lits=a", "no setting data.train.lits; did you mean list?"),
+        ("zzz=1", "no setting zzz"),
+        ("optimizer.lr=0", "optimizer.lr=0: input should be greater than 0"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan"),
+        ("optimizer.lr=fast", "optimizer.lr='fast'"),
+        ("optimizer.steps=5", "give epochs or steps"),
+        ("optimizer.min_lr=1", "min_lr=1.0 is above lr=0.0001"),
+        ("model.family=vivit", "one of the two only"),
+        ("model.stride=4", "stride belongs to sampling: dense"),
+        ("merging={compute: 0.5, match_frames: 8}", "both set the budget"),
+        ("merging.compute=1.2", "merging.compute=1.2"),
+        ("merging.warmup_steps=5", "warmup_steps trains the merger alone"),
+        ("augment.crop_area=[1, 0.5]", "augment.crop_area"),
+        ("augment.repeats=3", "not a multiple of augment.repeats=3"),
+        ("optimizer.micro_batch=5", "not a multiple of micro_batch=5"),
+        ("distillation.weight=0.5", "distillation from the plain model needs a merged one"),
+        ("evaluation.views=2x2", "views=2x2 is not TxS"),
+        ("run.output=null", "run.output=None"),
+        ("data=5", "data=5"),
+        ("model", "--set model is not key=value"),
+        ("a..b=1", "is not key=value"),
+        ("model.start={", "the value is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(base: Path, override: str, part: str) -> None:
+    with pytest.raises(sttm.SttmError) as caught:
+        load(base, [override])
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    def refused(text: bytes) -> str:
+        (tmp_path / "c.yaml").write_bytes(text)
+        with pytest.raises(sttm.SttmError) as caught:
+            load(tmp_path / "c.yaml")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "is not YAML" in refused(b"a: [1")
+    assert "holds no settings" in refused(b"- 1")
+    assert "it is no text" in refused(b"\xff\xfe\x00")
+    assert "inherits from itself" in refused(b"inherit: c.yaml")
+    assert "data is missing" in refused(b"{}")
+    assert "No such file" in refused(b"inherit: nowhere.yaml")
+
+
+def test_nothing_in_a_config_is_executed(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: !!python/object/apply:os.mkdir [made]")
+    with pytest.raises(sttm.SttmError, match="is not YAML"):
+        load(tmp_path / "c.yaml")
+    assert not Path("made").exists()
+
+
+def test_views() -> None:
+    assert parse_views("5x3") == (5, 3)
+    for text in ("5", "0x1", "5x2", "ax1", "5x", "-1x1"):
+        with pytest.raises(sttm.SttmError, match="is not TxS"):
+            parse_views(text)
