@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def rates(model: Any, settings: OptimizerSettings) -> dict[str, tuple[float, float]]:
     """Name -> (factor on the rate, weight decay)."""
-    found = {id(p): (g["scale"], g["weight_decay"]) for g in recipe.parameter_groups(model, settings) for p in g["params"]}
+    groups = recipe.parameter_groups(model, settings)
+    found = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     return {name: found[id(parameter)] for name, parameter in model.named_parameters()}
 
 
@@ -58,7 +60,7 @@ def test_rate_warms_up_and_falls_to_the_least() -> None:
     line = [recipe.rate(step, 100, settings) for step in range(101)]
     assert line[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert line[10] == 1 and line[55] == pytest.approx(0.55) and line[100] == pytest.approx(0.1)
-    assert all(after < before for before, after in zip(line[10:], line[11:], strict=False))
+    assert all(after < before for before, after in pairwise(line[10:]))
     assert recipe.rate(0, 100, OptimizerSettings(steps=100, lr=1.0, warmup_steps=0)) == 1
 
 

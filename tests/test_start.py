@@ -125,7 +125,9 @@ def test_learnt_positions_are_stretched_in_time(
 
 def test_from_nothing(tmp_path: Path) -> None:
     config = dict(SMALL, image_size=32, patch_size=8, num_frames=4, intermediate_size=48)
-    wanted = settings({"family": "videomae", "config": config, "sampling": "dense", "stride": 3}, merging={"compute": 0.7})
+    wanted = settings(
+        {"family": "videomae", "config": config, "sampling": "dense", "stride": 3}, merging={"compute": 0.7}
+    )
     model, preprocess, teacher = start.make(wanted, ["a", "b"])
     assert teacher is None and model.training and plug.plan_of(model).learned
     assert (preprocess.sampling.num_frames, preprocess.sampling.mode, preprocess.sampling.stride) == (4, "dense", 3)

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -271,6 +272,40 @@ def test_variable_rate_file(tmp_path):
     assert_same_frames(clip, naive_frames(path))
 
 
+@given(num_frames=st.integers(1, 80), wanted=st.integers(1, 16), seed=st.integers(0, 99))
+def test_training_takes_a_frame_out_of_each_part_of_the_video(num_frames, wanted, seed):
+    (picks_T,) = sample_indices(range(num_frames), Sampling(wanted), np.random.default_rng(seed))
+    assert [picks_T] == sample_indices(range(num_frames), Sampling(wanted), np.random.default_rng(seed))
+    if num_frames < wanted:
+        assert [picks_T] == sample_indices(range(num_frames), Sampling(wanted))
+    else:
+        assert picks_T == sorted(picks_T)
+        for k, index in enumerate(picks_T):
+            assert k * num_frames // wanted <= index < -(-(k + 1) * num_frames // wanted)
+
+
+@given(num_frames=st.integers(1, 60), wanted=st.integers(1, 8), stride=st.integers(1, 6), seed=st.integers(0, 99))
+def test_training_starts_a_dense_clip_anywhere(num_frames, wanted, stride, seed):
+    sampling = Sampling(wanted, "dense", stride)
+    (picks_T,) = sample_indices(range(num_frames), sampling, np.random.default_rng(seed))
+    room = max(num_frames - sampling.reach, 0)
+    assert 0 <= picks_T[0] <= room
+    assert picks_T == [min(picks_T[0] + k * stride, num_frames - 1) for k in range(wanted)]
+
+
+def test_training_takes_all_frames_alike_also_of_a_changing_rate():
+    draw = np.random.default_rng(0)
+    uniform, dense, slow = Counter(), Counter(), Counter()
+    times = [*range(10), *range(10, 100, 10)]  # ten quick frames, then nine that last ten times as long
+    for _ in range(2000):
+        uniform.update(sample_indices(range(10), Sampling(4), draw)[0])  # parts of two and a half frames
+        dense.update(sample_indices(range(10), Sampling(2, "dense", 3), draw)[0][:1])
+        slow["quick"] += sum(times[i] < 10 for i in sample_indices(times, Sampling(4), draw)[0])
+    assert set(uniform) == set(range(10)) and all(650 < count < 950 for count in uniform.values())  # 800 each
+    assert set(dense) == set(range(7)) and all(200 < count < 370 for count in dense.values())  # 286 each
+    assert 650 < slow["quick"] < 950  # a tenth of the time, a tenth of 8000
+
+
 # --- Frames as they should be seen --------------------------------------------------------------------------
 
 
@@ -353,6 +388,37 @@ def test_a_short_video_repeats_its_last_frame_and_says_so(tmp_path):
     assert clip.warnings == ("the video has 3 frames and the clip needs 5: the last is repeated",)
     assert clip.frames_decoded == 3
     assert "5x3x64x64" in repr(clip) and "tensor" not in repr(clip)
+
+
+@needs_data
+@each([path for path in FILES if path.suffix != ".csv"])
+def test_an_open_file_is_read_as_its_path_is(path):
+    """As a member of an archive is; `name` stands in every message."""
+    opened = io.BytesIO(path.read_bytes())
+    opened.seek(0, io.SEEK_END)
+    if int(expected(path)["frames"] or 0) == 0:
+        for look in (probe, lambda source, **name: read(source, Sampling(5), **name)):
+            with pytest.raises(SttmError) as from_path:
+                look(path)
+            with pytest.raises(SttmError) as from_file:
+                look(opened, name=str(path))
+            assert str(from_file.value) == str(from_path.value)
+        return
+    assert probe(opened, name=str(path)) == probe(path)
+    (ours,), (theirs,) = read(opened, Sampling(5), name="shard.tar/key"), read(path, Sampling(5))
+    assert torch.equal(ours.frames_TCHW, theirs.frames_TCHW)
+    assert (ours.indices, ours.timestamps, ours.warnings) == (theirs.indices, theirs.timestamps, theirs.warnings)
+    assert ours.path == "shard.tar/key"
+    assert not opened.closed
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_playlist_in_an_archive_reaches_no_file(tmp_path, named):
+    video = write_video(tmp_path / "secret.ts", 20)
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", f"file://{video}", "#EXT-X-ENDLIST", ""]
+    name = {"name": "shard.tar/list.m3u8"} if named else {}
+    with pytest.raises(SttmError, match="^shard.tar/list.m3u8 " if named else "^the open file "):
+        read(io.BytesIO("\n".join(lines).encode()), Sampling(2), **name)
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------

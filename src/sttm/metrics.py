@@ -1,6 +1,6 @@
 """What is measured: answers counted until the last division, models timed turn by turn, and on what machine.
 
-Legend: B clips in a batch, K classes.
+Legend: B clips in a batch, K classes, b the best few of them for one clip.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: Half the width of a 95 % interval of the normal distribution, in standard deviations.
@@ -53,6 +54,55 @@ class Accuracy:
         middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
         return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """Which class was taken for which: counts of clips, that add up over batches and processes."""
+
+    counts_KK: NDArray[np.int64]
+    """One line for each class that clips have, one column for each that they were taken for."""
+    among_five: int = 0
+    """Clips whose class was among the five best."""
+
+    @classmethod
+    def of(cls, classes: int, truths: Sequence[int], best: Sequence[Sequence[int]]) -> Confusion:
+        """Count some clips: the class of each, and the classes [b] that scored highest, the best one first."""
+        counts_KK = np.zeros((classes, classes), dtype=np.int64)
+        for truth, best_b in zip(truths, best, strict=True):
+            counts_KK[truth, best_b[0]] += 1
+        return cls(counts_KK, sum(truth in best_b[:5] for truth, best_b in zip(truths, best, strict=True)))
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(self.counts_KK + other.counts_KK, self.among_five + other.among_five)
+
+    @property
+    def top1(self) -> Accuracy:
+        return Accuracy(int(self.counts_KK.trace()), int(self.counts_KK.sum()))
+
+    @property
+    def top5(self) -> Accuracy:
+        return Accuracy(self.among_five, int(self.counts_KK.sum()))
+
+    @property
+    def present(self) -> list[int]:
+        """The classes that have clips."""
+        return [int(number) for number in np.flatnonzero(self.counts_KK.sum(1))]
+
+    @property
+    def mean_class(self) -> float:
+        """The mean of the classes' own accuracies, over those that have clips; nan where none has."""
+        shares = [self.of_class(number).share for number in self.present]
+        return sum(shares) / len(shares) if shares else math.nan
+
+    def of_class(self, number: int) -> Accuracy:
+        return Accuracy(int(self.counts_KK[number, number]), int(self.counts_KK[number].sum()))
+
+    def taken_for(self, number: int) -> tuple[int, int] | None:
+        """The other class that clips of this one were most often taken for, and how often; None if they never were."""
+        others_K = self.counts_KK[number].copy()
+        others_K[number] = 0
+        return (int(others_K.argmax()), int(others_K.max())) if others_K.any() else None
 
 
 def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -86,11 +86,6 @@ def install_saved(model: nn.Module, folder: Path) -> None:
     _load_mergers(model, folder)
 
 
-def plain_name(name: str) -> str:
-    """A class name as it compares: folders of Kinetics, say, write riding_a_bike for its "riding a bike"."""
-    return " ".join(str(name).replace("_", " ").casefold().split())
-
-
 def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Saves a model, merged or plain, so that `load` gives it back exactly.
 

@@ -26,8 +26,10 @@ def backbone_of(model: Any) -> Backbone:
         SttmError: if no family knows the class of the model, or not with these settings.
     """
     name = type(model).__name__
+    # A subclass counts as what it derives from: FSDP, for one, makes a subclass of every model that it shards.
+    names = {cls.__name__ for cls in type(model).__mro__}
     for backbone in FAMILIES:
-        if name in backbone.classes:
+        if names & {*backbone.classes}:
             backbone.check(model)
             return backbone
     known = ", ".join(cls for backbone in FAMILIES for cls in backbone.classes)

@@ -1,5 +1,6 @@
 """The Typer application, and the last word on errors."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -32,10 +33,12 @@ def before_any_command(
 
 def main() -> None:
     """Run the command line; a mistake that the user can mend is one sentence on stderr and exit code 2."""
+    rank = int(os.environ.get("RANK", "0"))  # under torchrun
+    process = f"process {rank}: " if rank else ""
     try:
         app()
     except SttmError as error:
-        complain(str(error))
+        complain(f"{process}{error}")
     except OSError as error:  # a folder that may not be written, a full disk
         complain(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
     except ImportError as error:  # a broken installation

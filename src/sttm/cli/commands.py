@@ -106,13 +106,28 @@ def bench(
     model: Annotated[list[str] | None, typer.Option(metavar="M", help="May be given several times.")] = None,
     methods: Annotated[str, typer.Option(metavar="A,B", help="Ways to merge.")] = "sttm",
     compute: Annotated[str, typer.Option(metavar="C,D", help="Parts of multiply-adds.")] = "1,0.8,0.62,0.4",
-    batch: Batch = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips at once.", show_default="1; 8 with --pipeline")
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="T,U", help="fp32, bf16, or both.")] = "fp32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that each model is timed, in turn.")] = 10,
     device: Device = "auto",
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="Time reading, the model as it is, and eval.")] = False,
+    data: Annotated[Path | None, typer.Option(metavar="LIST", help="Videos for --pipeline.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the plain and the merged model, turn by turn in one process."""
+    """Time the plain and the merged model, turn by turn in one process; or whether reading keeps up with it."""
+    if data is not None and not pipeline:
+        raise SttmError("--data belongs to --pipeline; without it the clips are random numbers.")
+    if pipeline:
+        from sttm import models as floor
+        from sttm.engines import pipeline as pipes
+
+        found = pipes.run(
+            model or [floor.DEFAULT], data=data, batch_size=batch or 8, rounds=rounds, device=device_of(device)
+        )
+        print_rows(f"Pipeline on {found['machine']}", found["rows"], as_json=found if as_json else None)
+        return
     computes = [read_compute(text) for text in compute.split(",")]
 
     from sttm import models as floor
@@ -122,7 +137,7 @@ def bench(
         model or [floor.DEFAULT],
         names(methods),
         computes,
-        batch=batch,
+        batch=batch or 1,
         dtypes=names(dtype),
         rounds=rounds,
         device=device_of(device).type,

@@ -15,6 +15,12 @@ Model = Annotated[str | None, typer.Option(metavar="M", help="Bundled name, fold
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is some.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="K=V", help="Goes over the config, as optimizer.lr=1e-4; may be given several times."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same videos.")]
 
 

@@ -38,6 +38,8 @@ class _Strict(BaseModel):
 class SplitSettings(_Strict):
     """Where the videos of one split are listed, and which lines of the list count."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # where: {fold: 1}
+
     list: Path
     """An annotation file, a folder with a folder for each class, or a pattern of tar shards."""
     layout: str = "auto"

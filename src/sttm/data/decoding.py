@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -22,6 +22,20 @@ from sttm.errors import SttmError
 
 _EXACT_SEEK = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
 _TEXT_FORMATS = {"tty"}  # FFmpeg would also draw a text file as a moving picture
+
+
+@dataclass(frozen=True)
+class Member:
+    """A video that is no file of its own: an open binary file to read from, and what to call it."""
+
+    file: BinaryIO
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | Member
 
 
 @dataclass(frozen=True)
@@ -48,15 +62,14 @@ class Decoded:
 
 
 @contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Source) -> Iterator[tuple[Any, Any]]:
     """Open a file, give the container and its first video stream, and close it after use."""
     head = _read_head(path)
+    # A plain name such as "a:b.mp4" would be taken for an address. Playlists are kept off the network, and those
+    # in an archive off all files.
+    target, protocols = (path.file, "none") if isinstance(path, Member) else (f"file:{os.fspath(path)}", "file")
     try:
-        container = av.open(
-            f"file:{os.fspath(path)}",  # or a name such as "a:b.mp4" would be taken for an address
-            metadata_errors="replace",
-            container_options={"protocol_whitelist": "file"},  # keeps playlists off the network
-        )
+        container = av.open(target, metadata_errors="replace", container_options={"protocol_whitelist": protocols})
     except av.FFmpegError as error:
         raise _unreadable(path, head, error) from None
     with container:
@@ -74,7 +87,7 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         yield container, videos[0]
 
 
-def survey(path: str | Path) -> Timeline:
+def survey(path: Source) -> Timeline:
     """Read a file's packets, decoding none: counts in headers are often zero or too high."""
     with open_video(path) as (container, stream):
         stamps, key_stamps, num_hidden = [], [], 0
@@ -115,12 +128,12 @@ def duration_seconds(container: Any, stream: Any) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
-def decode_with_pyav(path: str | Path, timeline: Timeline, wanted: list[int]) -> Decoded:
+def decode_with_pyav(path: Source, timeline: Timeline, wanted: list[int]) -> Decoded:
     """Decode the frames at the sorted indices `wanted`, jumping between key frames where that pays."""
     return _decode_by_jumps(path, timeline, wanted) or _decode_in_order(path, wanted)
 
 
-def decode_with_torchcodec(path: str | Path, timeline: Timeline, wanted: list[int]) -> Decoded:
+def decode_with_torchcodec(path: Source, timeline: Timeline, wanted: list[int]) -> Decoded:
     """Decode with torchcodec instead; alpha is dropped, and a file that breaks off is an error here."""
     try:
         from torchcodec.decoders import VideoDecoder
@@ -131,7 +144,8 @@ def decode_with_torchcodec(path: str | Path, timeline: Timeline, wanted: list[in
             "or use decoder='pyav', which needs neither."
         ) from None
     try:
-        batch = VideoDecoder(os.fspath(path), seek_mode="exact").get_frames_at(indices=wanted)
+        target = path.file if isinstance(path, Member) else os.fspath(path)
+        batch = VideoDecoder(target, seek_mode="exact").get_frames_at(indices=wanted)
     except (RuntimeError, ValueError, IndexError, StopIteration) as error:
         reason = str(error).strip().partition("\n")[0]
         raise SttmError(f"{path} cannot be decoded by torchcodec ({reason}); use decoder='pyav'.") from None
@@ -162,13 +176,13 @@ def orientation(frame: Any) -> tuple[int, bool]:
     return round(np.degrees(np.arctan2(-b, a)) / 90) % 4, mirrored
 
 
-def no_frames(path: str | Path, stream: Any) -> SttmError:
+def no_frames(path: Source, stream: Any) -> SttmError:
     """The error for a file that opens but gives nothing."""
     codec = stream.codec_context.name
     return SttmError(f"{path} yields no frame that can be decoded ({codec}); make or download it again.")
 
 
-def _decode_in_order(path: str | Path, wanted: list[int]) -> Decoded:
+def _decode_in_order(path: Source, wanted: list[int]) -> Decoded:
     """Decode from the start to the last wanted frame."""
     with open_video(path) as (container, stream):
         canvas, remaining = _Canvas(stream), set(wanted)
@@ -188,7 +202,7 @@ def _decode_in_order(path: str | Path, wanted: list[int]) -> Decoded:
         return decoded
 
 
-def _decode_by_jumps(path: str | Path, timeline: Timeline, wanted: list[int]) -> Decoded | None:
+def _decode_by_jumps(path: Source, timeline: Timeline, wanted: list[int]) -> Decoded | None:
     """Decode from the key frame before each wanted frame; None if inexact or saving less than half."""
     keys, times = timeline.keys, timeline.times
     if not keys or keys[0] > wanted[0]:
@@ -248,8 +262,20 @@ def _promised(container: Any, stream: Any, num_packets: int) -> int:
     return promised if num_packets < 0.9 * promised else num_packets
 
 
-def _read_head(path: str | Path) -> bytes:
+def _read_head(path: Source) -> bytes:
     """Return a file's first bytes, having turned away everything that is not a readable, non-empty file."""
+    if isinstance(path, Member):
+        path.file.seek(0)
+        head = path.file.read(512)
+        path.file.seek(0)
+    else:
+        head = _read_head_of_file(path)
+    if not head:
+        raise SttmError(f"{path} is empty (0 bytes); make or download the video again.")
+    return head
+
+
+def _read_head_of_file(path: str | Path) -> bytes:
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -257,7 +283,7 @@ def _read_head(path: str | Path) -> bytes:
         if not stat.S_ISREG(mode):
             raise SttmError(f"{path} is not a regular file; give the path of a video file.")
         with Path(path).open("rb") as file:
-            head = file.read(512)
+            return file.read(512)
     except SttmError:
         raise
     except FileNotFoundError:
@@ -267,12 +293,9 @@ def _read_head(path: str | Path) -> bytes:
     except (OSError, TypeError, ValueError) as error:  # too long a name, a null byte, a failing disk, no path
         name = repr(path)[:200]
         raise SttmError(f"{name} cannot be opened ({error}); give the path of a video file.") from None
-    if not head:
-        raise SttmError(f"{path} is empty (0 bytes); make or download the video again.")
-    return head
 
 
-def _unreadable(path: str | Path, head: bytes, error: Exception) -> SttmError:
+def _unreadable(path: Source, head: bytes, error: Exception) -> SttmError:
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return SttmError(f"{path} is a web page (HTML), not a video; download the video itself.")

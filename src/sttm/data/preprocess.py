@@ -135,6 +135,10 @@ class Preprocess:
 
         Raises: SttmError for another number of crops, or frames that are no uint8 RGB clip.
         """
+        return self.normalise(self.cut(frames_TCHW, crops))
+
+    def cut(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:
+        """Resize and crop only: uint8 frames_KTCHW."""
         shape = tuple(frames_TCHW.shape)
         if frames_TCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
             given = f"shape {shape} and type {frames_TCHW.dtype}"
@@ -143,11 +147,14 @@ class Preprocess:
             allowed = "1 or 3" if self.crop else "1, as this model takes whole frames"
             raise SttmError(f"crops={crops!r} is not possible; give {allowed}.")
         resized_TCHW = self._resize(frames_TCHW)
-        cut_KTCHW = torch.stack(self._cut(resized_TCHW, crops)) if self.crop else resized_TCHW[None]
+        return torch.stack(self._cut(resized_TCHW, crops)) if self.crop else resized_TCHW[None]
+
+    def normalise(self, frames_XCHW: Tensor) -> Tensor:
+        """Bring levels from 0 to 255, of any type and with any axes in front, to the model's own scale."""
         # (x * factor + offset - mean) / std, as one product and one sum a pixel.
         scale_C = torch.tensor([self.rescale_factor / std for std in self.std])
         shift_C = torch.tensor([(self.offset - m) / std for m, std in zip(self.mean, self.std, strict=True)])
-        return cut_KTCHW.float().mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
+        return frames_XCHW.to(torch.float32, copy=True).mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
 
     def _resize(self, frames_TCHW: Tensor) -> Tensor:
         _, _, height, width = frames_TCHW.shape

@@ -7,17 +7,18 @@ only the frames that are wanted become pixels.
 Legend: T frames of a clip, C = 3 colours (red, green, blue), H height, W width, V temporal views of one file.
 """
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sttm.data import decoding
+from sttm.data.keeping import Kept
 from sttm.errors import SttmError
 
 DECODERS = {"pyav": decoding.decode_with_pyav, "torchcodec": decoding.decode_with_torchcodec}
@@ -97,21 +98,22 @@ class Clip:
         return f"Clip({self.path!r}, frames_TCHW={shape}, indices={self.indices}, warnings={self.warnings})"
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Look at a video's header and its first frame.
+def probe(path: str | Path | BinaryIO, *, name: str | None = None) -> VideoInfo:
+    """Look at a video's header and its first frame; `name` is what messages call a file that is already open.
 
     Raises: SttmError if the file is missing, unreadable, no video, or yields no frame at all.
     """
-    with decoding.open_video(path) as (container, stream):
+    source = _source(path, name)
+    with decoding.open_video(source) as (container, stream):
         frame = next(decoding.frames_in_order(container, stream), None)
         if frame is None:
-            raise decoding.no_frames(path, stream)
+            raise decoding.no_frames(source, stream)
         quarter_turns, _ = decoding.orientation(frame)
         size = (frame.width, frame.height)
         rate = stream.average_rate or stream.guessed_rate
         seconds = decoding.duration_seconds(container, stream)
         return VideoInfo(
-            path=os.fspath(path),
+            path=str(source),
             width=size[quarter_turns % 2],
             height=size[1 - quarter_turns % 2],
             fps=float(rate) if rate else None,
@@ -123,8 +125,19 @@ def probe(path: str | Path) -> VideoInfo:
         )
 
 
-def read(path: str | Path, sampling: Sampling, *, decoder: str = "pyav") -> list[Clip]:
+def read(
+    path: str | Path | BinaryIO,
+    sampling: Sampling,
+    *,
+    decoder: str = "pyav",
+    name: str | None = None,
+    draw: np.random.Generator | None = None,
+    kept: Kept | None = None,
+) -> list[Clip]:
     """Decode the frames that `sampling` asks for: one Clip a temporal view.
+
+    Of a binary file that is already open, such as a member of an archive, `name` is what messages call it. With
+    `draw` the frames are chosen at random, as in training. `kept` saves decoding the same file again and again.
 
     A video shorter than the clip repeats its last frame; a file that yields fewer frames than it announces
     is sampled over those it yields: the clips' `warnings` say so. Transparent pixels are laid over white, as
@@ -134,39 +147,60 @@ def read(path: str | Path, sampling: Sampling, *, decoder: str = "pyav") -> list
     """
     if decoder not in DECODERS:
         raise SttmError(f"Decoder {decoder!r} is unknown; choose {' or '.join(map(repr, DECODERS))}.")
-    timeline = decoding.survey(path)
+    source = _source(path, name)
+    whole = kept.get(source) if kept is not None else None
+    decode = whole.decode if whole is not None else DECODERS[decoder]
+    timeline = whole.timeline if whole is not None else decoding.survey(source)
     while True:
-        picks_VT = sample_indices(timeline.times, sampling)
-        decoded = DECODERS[decoder](path, timeline, sorted({i for picks_T in picks_VT for i in picks_T}))
+        picks_VT = sample_indices(timeline.times, sampling, draw)
+        decoded = decode(source, timeline, sorted({i for picks_T in picks_VT for i in picks_T}))
         if decoded.times is None:
             break
         # The file ended early: sample anew over the frames it yields. They are fewer each time, so this ends.
         timeline = replace(timeline, times=decoded.times, keys=())
-    return [_make_clip(path, picks_T, decoded, timeline, sampling) for picks_T in picks_VT]
+    return [_make_clip(str(source), picks_T, decoded, timeline, sampling) for picks_T in picks_VT]
 
 
-def sample_indices(times: Sequence[int], sampling: Sampling) -> list[list[int]]:
+def sample_indices(
+    times: Sequence[int], sampling: Sampling, draw: np.random.Generator | None = None
+) -> list[list[int]]:
     """Choose V lists of T frame indices, given when each frame is shown (whole ticks, in order).
 
     Uniform: `np.linspace(0, len(times) - 1, T)` rounded down, as in transformers' video pipeline; views
     interleave. Dense: views are spread evenly, a single one is centred. Where the frame rate varies, instants
     are spread evenly in time, and the frame on screen then is chosen. A video too short ends in repeats.
+
+    With `draw`, for training: uniform takes one frame at random out of each of T equal parts of the video, dense
+    starts anywhere.
     """
+    assert draw is None or sampling.views == 1, "a clip for training is one view"
     last, wanted, views = len(times) - 1, sampling.num_frames, sampling.views
     # Positions are exact fractions, numerator over denominator, on a grid of as many even steps as frames.
-    if sampling.mode == "uniform" and last + 1 >= wanted:
+    if sampling.mode == "uniform" and last + 1 >= wanted and draw is not None:
+        denominator = wanted
+        numerators_VT = [[k * (last + 1) + int(part) for k, part in enumerate(draw.integers(last + 1, size=wanted))]]
+    elif sampling.mode == "uniform" and last + 1 >= wanted:
         denominator = max(wanted * views - 1, 1)
         numerators_VT = [[(k * views + v) * last for k in range(wanted)] for v in range(views)]
     else:
         denominator, stride = 1, sampling.stride if sampling.mode == "dense" else 1
         room = max(last + 1 - sampling.reach, 0)
         starts = [room * v // (views - 1) for v in range(views)] if views > 1 else [room // 2]
+        if draw is not None:
+            starts = [int(draw.integers(room + 1))]
         numerators_VT = [[min(start + k * stride, last) for k in range(wanted)] for start in starts]
     if _is_constant_rate(times):
         return [[a // denominator for a in row] for row in numerators_VT]
     span = times[-1] - times[0]
     instants_VT = [[times[0] + a * span // (denominator * last) for a in row] for row in numerators_VT]
     return [[bisect_right(times, instant) - 1 for instant in row] for row in instants_VT]
+
+
+def _source(path: str | Path | BinaryIO, name: str | None) -> decoding.Source:
+    """A path as it is, an open file with its name."""
+    if hasattr(path, "read") and hasattr(path, "seek"):
+        return decoding.Member(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
+    return path
 
 
 def _is_constant_rate(times: Sequence[int]) -> bool:
@@ -178,7 +212,7 @@ def _is_constant_rate(times: Sequence[int]) -> bool:
 
 
 def _make_clip(
-    path: str | Path,
+    path: str,
     picks_T: list[int],
     decoded: decoding.Decoded,
     timeline: decoding.Timeline,
@@ -195,6 +229,6 @@ def _make_clip(
         frames_TCHW=torch.stack([decoded.frames_CHW[i] for i in picks_T]).contiguous(),
         indices=tuple(picks_T),
         timestamps=tuple(tick * timeline.seconds_per_tick for tick in ticks),
-        path=os.fspath(path),
+        path=path,
         warnings=tuple(warnings),
     )

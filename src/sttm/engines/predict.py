@@ -1,6 +1,6 @@
 """Video files in, labels out: decoding runs ahead of the model, and a file that fails stops no other.
 
-Legend: B views in one batch, V views of one clip, K classes, T frames, C colours, H height, W width.
+Legend: V views of one clip, K classes, T frames, C colours, H height, W width.
 """
 
 import glob
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sttm.data.preprocess import Preprocess
 from sttm.data.video import read
 from sttm.errors import SttmError
+from sttm.scoring import NOT_FINITE, labels_of, scores, videos_at_once
 
 VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
@@ -83,25 +84,24 @@ def predict(
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
-    id2label: dict[int, str] = model.config.id2label  # type: ignore[union-attr, assignment]
-    labels = [id2label[index] for index in range(len(id2label))]
+    labels, at_once = labels_of(model), videos_at_once(batch_size, views)
 
     def load(source: Source) -> _Loaded:
         return _load(source, preprocess, views)
 
-    loaded = _read_ahead(sources, load, readers=readers, ahead=batch_size + readers)
+    loaded = _read_ahead(sources, load, readers=readers, ahead=at_once + readers)
     with closing(loaded):
-        while batch := list(islice(loaded, batch_size)):
+        while batch := list(islice(loaded, at_once)):
             started = time.perf_counter()
             readable = [clip.pixels_VTCHW for clip in batch if clip.pixels_VTCHW is not None]
-            scores = iter(_scores(model, readable, dtype))
+            found = iter(scores(model, readable, dtype=dtype, batch_size=batch_size))
             share = (time.perf_counter() - started) / max(1, len(readable))
             for clip in batch:
                 if clip.error is not None:
                     yield {"path": clip.path, "error": clip.error}
                 else:
                     seconds = clip.seconds + share
-                    yield _record(clip, next(scores), labels, top_k=top_k, compute=compute, seconds=seconds)
+                    yield _record(clip, next(found), labels, top_k=top_k, compute=compute, seconds=seconds)
 
 
 def _expand(name: str) -> Iterator[Source]:
@@ -169,40 +169,12 @@ def _load(source: Source, preprocess: Preprocess, views: tuple[int, int]) -> _Lo
     )
 
 
-def _scores(model: nn.Module, clips_VTCHW: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Class probabilities [K] of each clip, the mean over its views, on the CPU."""
-    if not clips_VTCHW:
-        return []
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    try:
-        with torch.no_grad(), autocast:
-            logits_BK = model(torch.cat(clips_VTCHW).to(device)).logits
-    except SttmError:
-        raise
-    except torch.OutOfMemoryError as error:
-        many = f"{len(clips_VTCHW)} clips at once do not fit into the memory of {device}"
-        raise SttmError(f"{many}; use a smaller --batch-size.") from error
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, clips_VTCHW[0].shape[1:]))
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        what = f"the model does not take the clips of {shape} that its preprocessor makes ({reason})"
-        raise SttmError(f"{what}; check that its config and its preprocessor config belong together.") from error
-    views = sum(len(clip) for clip in clips_VTCHW)
-    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
-    scores_BK = logits_BK.float().softmax(-1).unflatten(0, (views, -1)).mean(1).cpu()
-    return [scores_VK.mean(0) for scores_VK in scores_BK.split([len(clip) for clip in clips_VTCHW])]
-
-
 def _record(
     clip: _Loaded, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
 ) -> dict[str, Any]:
     """The record of one clip that went through the model."""
     if not scores_K.isfinite().all():
-        return {
-            "path": clip.path,
-            "error": "the model's scores for this clip are not finite; try --dtype fp32",
-        }
+        return {"path": clip.path, "error": NOT_FINITE}
     best = scores_K.topk(min(top_k, len(labels)))
     record: dict[str, Any] = {
         "path": clip.path,

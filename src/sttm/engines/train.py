@@ -33,6 +33,8 @@ from sttm.plugging import plug
 from sttm.training import checkpoints, checks, recipe, start
 from sttm.training.watch import Meter, Stopped, listen
 
+__all__ = ["Stopped", "summary", "train"]
+
 Report = Callable[[dict[str, Any]], None]
 
 

@@ -172,4 +172,5 @@ def shard(model: nn.Module) -> None:
 
     for block in backbone_of(model).blocks(model):
         fully_shard(block)
-    fully_shard(model)
+    # The root too, which else stays whole after a forward: an average swapped in then would not be seen.
+    fully_shard(model, reshard_after_forward=True)

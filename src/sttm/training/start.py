@@ -22,6 +22,7 @@ from sttm import models
 from sttm.backbones import backbone_of
 from sttm.config import Settings
 from sttm.config.settings import ModelSettings
+from sttm.data.labels import plain as plain_name
 from sttm.data.preprocess import Preprocess
 from sttm.data.processor_json import FAMILIES
 from sttm.data.video import Sampling
@@ -165,8 +166,8 @@ def _stored(folder: Path, name: str) -> Tensor:
 
 def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
     """A head for these classes: the checkpoint's own rows where it knows all of them, or a new one."""
-    names = {models.plain_name(name): int(i) for i, name in model.config.id2label.items()}
-    rows = [names.get(models.plain_name(name)) for name in classes]
+    names = {plain_name(name): int(i) for i, name in model.config.id2label.items()}
+    rows = [names.get(plain_name(name)) for name in classes]
     old: nn.Linear = getattr(model, HEAD)
     new = nn.Linear(old.in_features, len(classes))
     with torch.no_grad():
@@ -198,8 +199,8 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
     else:
         teacher, source = models.load(wanted.teacher), wanted.teacher
     saved = json.loads((models.resolve(source) / "config.json").read_text(encoding="utf-8"))
-    known = {models.plain_name(name) for name in (saved.get("id2label") or {}).values()}
-    unknown = [name for name in classes if models.plain_name(name) not in known]
+    known = {plain_name(name) for name in (saved.get("id2label") or {}).values()}
+    unknown = [name for name in classes if plain_name(name) not in known]
     if unknown:
         raise SttmError(f"the teacher {source} does not know the class {unknown[0]}; train it on these classes first")
     if wanted.teacher is not None:
