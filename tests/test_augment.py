@@ -1,6 +1,7 @@
 """Varied training clips: a function of the draw alone, alike in all frames, never mirrored where sides count."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttm.config.settings import AugmentSettings
-from sttm.data.augment import OPERATIONS, Augment, multi_scale_box, random_box
+from sttm.data.augment import OPERATIONS, Augment, Operation, multi_scale_box, random_box
 from sttm.data.mixing import mix_pairs
 from sttm.data.preprocess import Preprocess
 from sttm.data.video import Sampling
@@ -18,9 +19,9 @@ from sttm.errors import SttmError
 PREPROCESS = Preprocess(
     "VideoMAE", Sampling(4), 32, (32, 28), 1 / 255, 0.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 )
-PLAIN = {"crop": "centre", "flip": 0.0}
-ALL = {"randaugment": 3, "magnitude": 20, "erasing": 0.7}
-RANDOM = [
+PLAIN: dict[str, Any] = {"crop": "centre", "flip": 0.0}
+ALL: dict[str, Any] = {"randaugment": 3, "magnitude": 20, "erasing": 0.7}
+RANDOM: list[dict[str, Any]] = [
     {},
     {"crop": "multi_scale"},
     {"crop": "centre", "flip": 0.5},
@@ -49,6 +50,9 @@ def rng(seed: int) -> np.random.Generator:
 def test_nothing_random_is_what_the_model_gets_in_evaluation():
     frames_TCHW = noise()
     assert torch.equal(augment(**PLAIN)(frames_TCHW, rng(0)), PREPROCESS(frames_TCHW)[0])
+    levels_TCHW = frames_TCHW.float()
+    PREPROCESS.normalise(levels_TCHW)
+    assert torch.equal(levels_TCHW, frames_TCHW.float())
 
 
 @pytest.mark.parametrize("settings", RANDOM, ids=str)
@@ -187,7 +191,7 @@ def test_operations_agree_with_pillows(name):
 
     operation = next(op for op in OPERATIONS if op.__name__ == name)
     levels_THWC = np.random.default_rng(0).integers(30, 200, (1, 40, 60, 3), dtype=np.uint8)
-    theirs = {
+    pillows: dict[str, Any] = {
         "_equalize": ImageOps.equalize,
         "_auto_contrast": ImageOps.autocontrast,
         "_posterize": lambda image: ImageOps.posterize(image, 6),
@@ -196,7 +200,8 @@ def test_operations_agree_with_pillows(name):
         "_color": lambda image: ImageEnhance.Color(image).enhance(1.45),
         "_contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.45),
         "_brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.45),
-    }[name](Image.fromarray(levels_THWC[0]))
+    }
+    theirs = pillows[name](Image.fromarray(levels_THWC[0]))
     ours = operation(torch.from_numpy(levels_THWC).permute(0, 3, 1, 2).float() / 255, 0.5).clamp(0, 1) * 255
     difference = (ours[0].permute(1, 2, 0) - torch.from_numpy(np.array(theirs)).float()).abs()
     assert difference.max() <= (8 if name == "_equalize" else 1.6)  # kornia's histogram has its own rounding
@@ -228,9 +233,16 @@ def test_stronger_is_further_and_operations_differ(monkeypatch):
         for m in (2, 28)
     ]
     assert far[0] < far[1]
-    used = []
-    recorded = tuple((lambda x, s, op=op: (used.append(op), op(x, s))[1]) for op in OPERATIONS)
-    monkeypatch.setattr("sttm.data.augment.OPERATIONS", recorded)
+    used: list[int] = []
+
+    def recorded(number: int) -> Operation:
+        def operation(levels_TCHW: torch.Tensor, strength: float) -> torch.Tensor:
+            used.append(number)
+            return OPERATIONS[number](levels_TCHW, strength)
+
+        return operation
+
+    monkeypatch.setattr("sttm.data.augment.OPERATIONS", tuple(map(recorded, range(len(OPERATIONS)))))
     for seed in range(60):
         used.clear()
         augment(**PLAIN, randaugment=4)(frames_TCHW, rng(seed))

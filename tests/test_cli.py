@@ -25,7 +25,7 @@ from sttm.engines import doctor
 from sttm.engines import predict as engine
 from sttm.engines.predict import Source
 
-COMMANDS = ("predict", "models", "doctor", "synth", "bench", "demo")
+COMMANDS = ("predict", "models", "doctor", "synth", "bench", "demo", "train", "eval", "data check")
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def test_help_imports_neither_torch_nor_transformers():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert all(command in run.stdout for command in COMMANDS)
+    assert all(command.split()[0] in run.stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(sttm, command):
-    help_ = sttm(command, "--help")
+    help_ = sttm(*command.split(), "--help")
     assert help_.code == 0
     assert f"Example:  sttm {command}" in help_.out
 

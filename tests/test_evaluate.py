@@ -282,7 +282,7 @@ def test_people_get_a_table(sttm, model_folder, made):
 def test_a_list_without_labels_gets_predictions_only(sttm, model_folder, made, tmp_path):
     ids = [{"id": str(number)} for number in range(6)]
     (made / "test-only.json").write_text(json.dumps(ids))
-    options = ["--root", made / "videos", "--labels", made / "labels.json", "--predictions", "parquet"]
+    options = ["--root", made / "videos", "--predictions", "parquet"]
     outcome = sttm("eval", model_folder, "--data", made / "test-only.json", *options, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "no labels" in outcome.out

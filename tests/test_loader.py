@@ -32,7 +32,7 @@ from sttm.errors import SttmError
 
 PREPROCESS = Preprocess("VideoMAE", Sampling(4), 32, (32, 32), 1 / 255, 0.0, (0.5,) * 3, (0.5,) * 3)
 NUM_VIDEOS = 10
-RANDOM = {"randaugment": 1, "erasing": 0.3}
+RANDOM: dict[str, Any] = {"randaugment": 1, "erasing": 0.3}
 
 
 def write(path: Path, seed: int, num_frames: int = 12) -> Path:
@@ -122,6 +122,19 @@ def by_file(batches: list[Batch]) -> dict[str, list[tuple[bytes, bytes]]]:
     return {file: sorted(clips) for file, clips in found.items()}
 
 
+def record_surveys(monkeypatch) -> list[str]:
+    """The paths of the files that are opened from now on."""
+    opened: list[str] = []
+    survey = decoding.survey
+
+    def recorded(path):
+        opened.append(str(path))
+        return survey(path)
+
+    monkeypatch.setattr(decoding, "survey", recorded)
+    return opened
+
+
 # --- The stream ---------------------------------------------------------------------------------------------
 
 
@@ -171,10 +184,7 @@ def test_an_epoch_shows_every_video_once(videos):
 
 
 def test_repeats_are_different_views_of_one_decoded_video(videos, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(
-        decoding, "survey", lambda path, survey=decoding.survey: (decoded.append(path), survey(path))[1]
-    )
+    decoded = record_surveys(monkeypatch)
     ((batch,),) = load(videos, settings(batch_size=6, repeats=3), steps=(0, 1))
     assert batch.files == batch.files[:2] * 3 and decoded == batch.files[:2]
     clips = batch.pixels_BTCHW
@@ -210,6 +220,9 @@ def test_clips_of_a_batch_are_varied_each_in_its_own_way(videos):
     }
     ((batch,),) = training_batches(same_video, prepare, settings(batch_size=10), **arguments)
     assert len({clip.numpy().tobytes() for clip in batch.pixels_BTCHW}) == 10
+    alone, told = replace(videos, videos=videos.videos[:1]), {"batch_size": 8, "crop": "centre", "flip": 0.0}
+    seeds = [load(alone, settings(seed=seed, **told), steps=(0, 1)) for seed in (0, 1)]
+    assert not all_same(*seeds)  # frames follow the seed too
 
 
 def test_targets_are_the_labels_and_no_clip_is_mirrored_where_sides_count(videos):
@@ -236,7 +249,8 @@ def test_training_frames_are_normalised_as_in_evaluation(videos):
     ((batch,),) = training_batches(videos, prepare, told, **arguments)
     expected = {r.path: r.pixels_VTCHW for r in evaluation_clips(videos.videos, prepare, (1, 1), 1)}
     for file, pixels in zip(batch.files, batch.pixels_BTCHW, strict=True):
-        assert torch.equal(pixels, expected[file][0])
+        whole = expected[file]
+        assert whole is not None and torch.equal(pixels, whole[0])
 
 
 # --- What cannot be read ------------------------------------------------------------------------------------
@@ -278,9 +292,7 @@ def test_sizes_that_do_not_divide(videos):
 def test_the_cache_changes_nothing_but_decodes_once(videos, with_a_bad_one, monkeypatch):
     told = settings(batch_size=10, **RANDOM)
     plain = load(with_a_bad_one, told, steps=(0, 3))
-    surveyed = []
-    survey = decoding.survey
-    monkeypatch.setattr(decoding, "survey", lambda path: (surveyed.append(str(path)), survey(path))[1])
+    surveyed = record_surveys(monkeypatch)
     cached = load(with_a_bad_one, settings(batch_size=10, cache_gib=1.0, **RANDOM), steps=(0, 3))
     assert all_same(cached, plain)
     assert set(Counter(surveyed).values()) == {1, 3}  # the bad one is tried again each time
@@ -346,7 +358,7 @@ def test_a_killed_worker_is_one_sentence_at_the_next_step_and_not_before(videos)
     next(stream)
     assert signal.getsignal(signal.SIGCHLD) == handler
     for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
     time.sleep(0.2)  # a step of training goes on undisturbed
     with pytest.raises(SttmError, match="worker process that decodes videos has died") as caught:
         for _ in range(9):  # some are waiting already
@@ -355,11 +367,31 @@ def test_a_killed_worker_is_one_sentence_at_the_next_step_and_not_before(videos)
     assert multiprocessing.active_children() == []
 
 
+def test_a_worker_that_died_with_a_lock_in_its_hands_does_not_hold_up_the_end(videos, monkeypatch):
+    """It may hold the lock of torch's event for the end, which it looks at all the time."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Iterator
+
+    events: list[Any] = []
+    start = Iterator._try_get_data
+
+    def seen(self, *arguments):
+        events.append(self._workers_done_event)
+        return start(self, *arguments)
+
+    monkeypatch.setattr(Iterator, "_try_get_data", seen)
+    stream = open_stream(videos)
+    next(stream)
+    assert events[0]._cond.acquire(timeout=10)  # as a process does that is then killed
+    stream.close()
+    assert multiprocessing.active_children() == []
+
+
 def test_workers_leave_signals_to_their_parent(videos):
     """Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent decides what to do about it."""
     stream = open_stream(videos)
     next(stream)
     for child in multiprocessing.active_children():
+        assert child.pid
         os.kill(child.pid, signal.SIGINT)
         os.kill(child.pid, signal.SIGTERM)
     for _ in range(12):
@@ -408,7 +440,12 @@ def test_evaluation_reads_every_video_in_order(with_a_bad_one, workers):
             continue
         clips = read(video.path, Sampling(4, views=2))
         expected = torch.cat([PREPROCESS(clip.frames_TCHW, crops=3) for clip in clips])
-        assert torch.equal(reading.pixels_VTCHW, expected) and reading.error is None and reading.warnings == ()
+        assert (
+            reading.pixels_VTCHW is not None
+            and torch.equal(reading.pixels_VTCHW, expected)
+            and reading.error is None
+            and reading.warnings == ()
+        )
 
 
 def test_evaluation_reads_a_bounded_way_ahead_and_its_threads_end(videos):

@@ -20,7 +20,7 @@ import sttm
 from sttm.config import Settings, load
 from sttm.data.synth import SynthSettings, make
 from sttm.engines import train as engine
-from sttm.training import checkpoints
+from sttm.training import checkpoints, recipe
 from tests.test_start import MODELS
 
 RECIPE = """
@@ -123,7 +123,8 @@ def test_goes_on_to_the_bit_wherever_it_broke_off(
     uninterrupted: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learn, steps = engine._Run._learn, []
+    learn = engine._Run._learn
+    steps: list[int] = []
 
     def until(self: Any, batches: Any) -> Any:
         if len(steps) == killed_after:
@@ -218,14 +219,15 @@ def refused(settings: Settings) -> str:
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = engine.recipe.loss_of, []
+    real = recipe.loss_of
+    calls: list[int] = []
 
     def sometimes(*args: Any) -> Any:
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 10 else 1)  # in the fifth step, of two micro-batches
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.recipe, "loss_of", sometimes)
+        patch.setattr(recipe, "loss_of", sometimes)
         sentence = refused(load(config))
     good = tmp_path / "run" / "checkpoints" / "step-00000004"
     assert "the loss is not finite at step 5, on " in sentence and f"the last good checkpoint is {good}" in sentence

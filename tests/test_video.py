@@ -295,7 +295,7 @@ def test_training_starts_a_dense_clip_anywhere(num_frames, wanted, stride, seed)
 
 def test_training_takes_all_frames_alike_also_of_a_changing_rate():
     draw = np.random.default_rng(0)
-    uniform, dense, slow = Counter(), Counter(), Counter()
+    uniform, dense, slow = Counter[int](), Counter[int](), Counter[str]()
     times = [*range(10), *range(10, 100, 10)]  # ten quick frames, then nine that last ten times as long
     for _ in range(2000):
         uniform.update(sample_indices(range(10), Sampling(4), draw)[0])  # parts of two and a half frames
@@ -416,9 +416,9 @@ def test_an_open_file_is_read_as_its_path_is(path):
 def test_a_playlist_in_an_archive_reaches_no_file(tmp_path, named):
     video = write_video(tmp_path / "secret.ts", 20)
     lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", f"file://{video}", "#EXT-X-ENDLIST", ""]
-    name = {"name": "shard.tar/list.m3u8"} if named else {}
+    name = "shard.tar/list.m3u8" if named else None
     with pytest.raises(SttmError, match="^shard.tar/list.m3u8 " if named else "^the open file "):
-        read(io.BytesIO("\n".join(lines).encode()), Sampling(2), **name)
+        read(io.BytesIO("\n".join(lines).encode()), Sampling(2), name=name)
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ class ModelSettings(_Strict):
     """Distance between dense frames."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Rate at which the last block is skipped for a clip; it grows from 0 at the first."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
+    """How attention is computed; left out, transformers chooses. A small model on a CPU trains faster with eager."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     compile: bool = False

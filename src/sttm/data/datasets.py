@@ -147,7 +147,7 @@ def _choose(split: SplitSettings, name: SplitName) -> _Chosen:
     wanted = {column: (value,) if isinstance(value, str) else value for column, value in split.where.items()}
     if split.split is not None:
         wanted["split"] = (split.split,)
-    else:
+    elif "split" not in wanted:
         present = sorted({line.columns["split"] for line in lines if "split" in line.columns})
         if len(present) > 1:
             wanted["split"] = tuple(value for value in present if value.lower() in SPLITS[name])
@@ -177,6 +177,8 @@ def _all_classes(data: DataSettings, chosen: dict[SplitName, _Chosen]) -> Classe
             names = _names(chosen[name] if name in chosen else _choose(split, name))
             if names:
                 return Classes.of(names, str(split.list))
+    if data.train is None and data.validation is None and data.test is not None:
+        return Classes.of((), str(data.test.list))  # a test list without answers, of which only predictions are wanted
     raise SttmError("no list names the classes; give data.labels, a file such as labels.json or classInd.txt.")
 
 
@@ -202,7 +204,7 @@ def _without(every: Classes, names: tuple[str, ...]) -> tuple[list[int], tuple[s
             raise SttmError(f"data.without has {name!r}, no class of {every.source}; {every.nearest(name)}")
         dropped.add(place)
     kept = [place for place in range(len(every.names)) if place not in dropped]
-    if not kept:
+    if every.names and not kept:
         raise SttmError(f"data.without leaves none of the {len(every.names)} classes of {every.source}; keep some.")
     return kept, tuple(every.names[place] for place in kept)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from sttm.errors import SttmError
 
 _EXACT_SEEK = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
+SMALL_FRAME = 640 * 480  # pixels up to which a codec's own threads cost more than they bring
 _TEXT_FORMATS = {"tty"}  # FFmpeg would also draw a text file as a moving picture
 
 
@@ -81,6 +82,9 @@ def open_video(path: Source) -> Iterator[tuple[Any, Any]]:
             raise SttmError(f"{path} holds no video stream but {kinds}; give a file with moving pictures.")
         if videos[0].codec_context is None:
             raise SttmError(f"{path} has a video codec unknown to this FFmpeg; convert it to h264 first.")
+        context = videos[0].codec_context
+        if context.width * context.height <= SMALL_FRAME:
+            context.thread_count = 1
         for other in container.streams:
             if other is not videos[0]:
                 other.discard = av.stream.Discard.all

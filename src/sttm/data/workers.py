@@ -67,7 +67,24 @@ def load_in_order(maker: Maker[Item], orders: Orders, workers: int) -> Generator
             yield item
     finally:
         if workers:
-            items._shutdown_workers()  # at once, not when the last traceback that knows of them is gone
+            _stop(items)
+
+
+def _stop(items: Any) -> None:
+    """Kill the workers, which have nothing to lose.
+
+    torch would ask them, through a lock that waits for ever if a worker has died while it held it.
+    """
+    if not items._shutdown:
+        items._shutdown = True
+        torch._C._remove_worker_pids(id(items))  # or another DataLoader's handler would report them
+        items._worker_pids_set = False
+    for process in items._workers:
+        process.kill()
+        process.join()
+    for queue in items._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
 
 
 def _explained(error: RuntimeError) -> RuntimeError | SttmError:

@@ -17,14 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sttm.data.listing import VIDEO_SUFFIXES
 from sttm.data.preprocess import Preprocess
 from sttm.data.video import read
 from sttm.errors import SttmError
 from sttm.scoring import NOT_FINITE, labels_of, scores, videos_at_once
-
-VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
-)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ def make(settings: Settings, classes: Sequence[str]) -> tuple[Any, Preprocess, A
         model, preprocess = _from_nothing(settings.model, classes)
     else:
         model, preprocess = _from_checkpoint(settings.model, classes)
+    if settings.model.attention is not None:
+        with _sentences(f"use model.attention={settings.model.attention}"):
+            model.set_attn_implementation(settings.model.attention)
     preprocess = replace(preprocess, sampling=_sampling(settings.model, preprocess.sampling))
     teacher = _teacher(settings, model, classes)
     _merge(model, settings)
