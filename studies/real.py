@@ -1,11 +1,11 @@
 """Real people: UT-Interaction, six actions of two persons, plain and merged at 0.62 of the multiply-adds.
 
-Five folds, each holding out four of the twenty sequences (two of each set), so that every one of the 120 clips is tested
-once by a model that saw no clip of its sequence; and the split of the annotations, which holds out six sequences. (The
-official protocol holds out one sequence at a time and trains within its own set: twenty trainings in place of five.)
-All methods share recipe, seeds and number of steps; the number of epochs was chosen for the plain model on sequences 7
-and 17, which the split of the annotations trains on. One line of results/real.jsonl is one run, one training; a study that was interrupted goes on
-where it stopped.
+Five folds, each holding out four of the twenty sequences (two of each set), so that every one of the 120 clips is
+tested once by a model that saw no clip of its sequence; and the split of the annotations, which holds out six
+sequences. (The official protocol holds out one sequence at a time and trains within its own set: twenty trainings in
+place of five.) All methods share recipe, seeds and number of steps; the number of epochs was chosen for the plain model
+on sequences 7 and 17, which the split of the annotations trains on. One line of results/real.jsonl is one run, one
+training; a study that was interrupted goes on where it stopped.
 
 How to run, from the project's root, with the videos at ../shared/data/ut-interaction or where --data says:
     python studies/real.py run --seeds 0,1,2      python studies/real.py table
@@ -32,6 +32,9 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "real"
 ROWS, TABLE = ROOT / "results" / "real.jsonl", ROOT / "results" / "real.md"
 CONFIG = ROOT / "configs" / "ut_interaction.yaml"
+COMMIT = subprocess.run(
+    ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
+).stdout.strip()
 #: What tells methods apart: settings over configs/ut_interaction.yaml.
 METHODS = {
     "plain": ["merging.compute=1", "model.start=sttm-motion-plain"],
@@ -66,16 +69,8 @@ def run(method: str, fold: str, seed: int, data: Path) -> dict[str, Any]:
         study="real", dataset="ut_interaction", method=method, variant=fold,
         compute=1.0 if method == "plain" else 0.62, learned=method != "plain", frames=16, seed=seed,
         macs=figures["macs"], top1=tested["top1"], clips=tested["clips"], steps=figures["steps"],
-        seconds=figures["seconds"], commit=commit(), machine=figures["machine"],
+        seconds=figures["seconds"], commit=COMMIT, machine=figures["machine"],
     )  # fmt: skip
-
-
-def commit() -> str:
-    """The commit that runs, with a plus if the tree has changes."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
 
 
 def done() -> list[dict[str, Any]]:
