@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
+TRAINING = ("accelerate", "kornia", "matplotlib", "pyarrow", "tensorboard")  # what sttm[train] brings
 INSTALL = "pip install --force-reinstall -c constraints.txt"
 
 
@@ -36,6 +37,8 @@ def examine() -> Iterator[Finding]:
     yield _try("video", _video, mend=f"{INSTALL} av")
     yield _try("torchvision", _torchvision, needed=False, mend="pip uninstall torchvision: sttm does without it")
     yield _try("model", _model, mend="mend what is broken above; if nothing is, reinstall sttm")
+    for name in TRAINING:
+        yield _try(name, partial(_optional, name), needed=False, mend="pip install 'sttm[train]'")
     mend = "install FFmpeg on the system; on a CPU build of torch, pip install torchcodec==0.13.0"
     yield _try("torchcodec", _torchcodec, needed=False, mend=mend)
 
@@ -55,6 +58,10 @@ def _try(name: str, look: Callable[[], str | None], *, needed: bool = True, mend
 def _import(name: str) -> str:
     importlib.import_module(name)
     return version(name)
+
+
+def _optional(name: str) -> str | None:
+    return None if find_spec(name) is None else _import(name)
 
 
 def _torch() -> str:
