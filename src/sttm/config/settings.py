@@ -140,7 +140,8 @@ class AugmentSettings(_Strict):
     """Chance to mirror a clip; never done where the data set is direction-sensitive."""
     randaugment: Steps = 0
     """Operations for each clip; 0 for none."""
-    magnitude: Annotated[int, Field(ge=1, le=30)] = 7
+    magnitude: Annotated[int, Field(ge=1, le=10)] = 7
+    """Strength of these operations, of 10."""
     erasing: Share = 0.0
     """Chance to blot out a box, the same in all frames."""
     mixup: NotNegative = 0.0

@@ -24,7 +24,7 @@ from sttm.errors import SttmError
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side; height and width may lie one step apart (TSN)
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
-STRONGEST = 30
+STRONGEST = 10  # as in the recipes that say "magnitude 7"
 
 
 class Augment:
@@ -122,7 +122,7 @@ def erase(pixels_TCHW: Tensor, draw: np.random.Generator) -> None:
 
 
 def rand_augment(frames_TCHW: Tensor, number: int, magnitude: int, draw: np.random.Generator) -> Tensor:
-    """Apply `number` different operations at `magnitude` of 30: uint8 levels to float levels, both up to 255."""
+    """Apply `number` different operations at `magnitude` of 10: uint8 levels to float levels, both up to 255."""
     levels_TCHW = frames_TCHW.float().div_(255)
     for choice in draw.permutation(len(OPERATIONS))[:number]:
         sign = 1 if draw.random() < 0.5 else -1

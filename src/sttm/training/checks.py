@@ -28,20 +28,8 @@ def claim(folder: Path) -> None:
 
 
 def micro_batch(settings: Settings, world: int) -> int:
-    """Clips that go through one process's model at once."""
-    whole, wanted = settings.optimizer.batch_size, settings.optimizer.micro_batch
-    clips = max(1, wanted or whole // world)
-    if whole % (world * clips):
-        raise SttmError(
-            f"optimizer.batch_size={whole} cannot be shared out over {world} processes in micro-batches of {clips}; "
-            f"make it a multiple of {world * clips}"
-        )
-    if clips % settings.augment.repeats:
-        raise SttmError(
-            f"micro-batches of {clips} do not hold augment.repeats={settings.augment.repeats} of each video; "
-            "make optimizer.micro_batch a multiple of it"
-        )
-    return clips
+    """Clips that go through one process's model at once: as set, or all of its share of the batch."""
+    return settings.optimizer.micro_batch or max(1, settings.optimizer.batch_size // world)
 
 
 def lengths(settings: Settings, clips: int) -> tuple[int, int]:
