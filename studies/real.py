@@ -59,7 +59,7 @@ def run(method: str, fold: str, seed: int, data: Path) -> dict[str, Any]:
     output = CACHE / f"{method}-{fold.replace(' ', '-')}-{seed}"
     sets = [
         *METHODS[method], f"run.seed={seed}", f"run.output={output}", "run.trackers=[]", f"data.root={data}",
-        *(f"data.{name}={json.dumps({'list': listed, 'where': json.loads(where(fold, tested=name == 'test'))})}"
+        *(f"data.{name}={json.dumps({'list': listed, 'split': None, 'where': json.loads(where(fold, tested=name == 'test'))})}"
           for name in ("train", "test")),
     ]  # fmt: skip
     figures = train.train(load(CONFIG, sets))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,26 +317,6 @@ def test_a_model_that_refuses_its_clips_is_the_users_to_mend(model_folder, clips
 
     with pytest.raises(SttmError, match=r"does not take the clips.*doesn't match model"):
         classify([str(clips / "a.mp4")], refuse, model_folder)
-
-
-def test_reading_runs_ahead_but_not_away():
-    started: list[str] = []
-
-    def load(source: Source) -> engine._Loaded:
-        started.append(source.path)
-        return engine._Loaded(source.path, 0.0, error="not needed")
-
-    def endless() -> Iterator[Source]:
-        number = 0
-        while True:
-            yield Source(str(number))
-            number += 1
-
-    loaded = engine._read_ahead(endless(), load, readers=2, ahead=5)
-    assert [next(loaded).path for _ in range(20)] == [str(number) for number in range(20)]
-    loaded.close()
-    assert 20 <= len(started) <= 25
-    assert len(set(started)) == len(started)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from sttm.config.settings import Settings
 from sttm.data import decoding
 from sttm.data.datasets import Video, VideoSet
 from sttm.data.keeping import Kept
-from sttm.data.loader import Batch, evaluation_clips, training_batches
+from sttm.data.loader import Batch, read_ahead, training_batches
 from sttm.data.preprocess import Preprocess
 from sttm.data.video import Sampling, read
 from sttm.errors import SttmError
@@ -247,7 +247,7 @@ def test_training_frames_are_normalised_as_in_evaluation(videos):
         "workers": 0,
     }
     ((batch,),) = training_batches(videos, prepare, told, **arguments)
-    expected = {r.path: r.pixels_VTCHW for r in evaluation_clips(videos.videos, prepare, (1, 1), 1)}
+    expected = {r.path: r.pixels_VTCHW for r in read_ahead(videos.videos, prepare, (1, 1), 1)}
     for file, pixels in zip(batch.files, batch.pixels_BTCHW, strict=True):
         whole = expected[file]
         assert whole is not None and torch.equal(pixels, whole[0])
@@ -432,7 +432,7 @@ def test_no_warning_with_more_workers_than_cores(videos):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_evaluation_reads_every_video_in_order(with_a_bad_one, workers):
-    readings = list(evaluation_clips(with_a_bad_one.videos, PREPROCESS, (2, 3), workers))
+    readings = list(read_ahead(with_a_bad_one.videos, PREPROCESS, (2, 3), workers))
     assert [reading.index for reading in readings] == list(range(NUM_VIDEOS))
     assert [(r.path, r.label) for r in readings] == [(v.path, v.label) for v in with_a_bad_one.videos]
     for reading, video in zip(readings, with_a_bad_one.videos, strict=True):
@@ -460,7 +460,7 @@ def test_evaluation_reads_a_bounded_way_ahead_and_its_threads_end(videos):
             return read(videos.videos[0].path, sampling)
 
     before = threading.active_count()
-    stream = evaluation_clips([Watched()] * 200, PREPROCESS, (1, 1), 2)  # type: ignore[list-item]
+    stream = read_ahead([Watched()] * 200, PREPROCESS, (1, 1), 2)
     next(stream)
     time.sleep(0.3)
     assert len(reads) < 60
@@ -476,6 +476,6 @@ def test_a_defect_in_reading_costs_one_video(videos):
         def read(self, sampling):
             raise IndexError("of ours")
 
-    first, second = evaluation_clips([Broken(), videos.videos[0]], PREPROCESS, (1, 1), 1)  # type: ignore[list-item]
+    first, second = read_ahead([Broken(), videos.videos[0]], PREPROCESS, (1, 1), 1)
     assert first.error == "reading it failed unexpectedly: IndexError: of ours"
     assert second.error is None

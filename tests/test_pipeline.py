@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sttm import SttmError, cli, models
-from sttm.data.loader import evaluation_clips
+from sttm.data.loader import read_ahead
 from sttm.engines import pipeline
 from sttm.scoring import scores
 
@@ -32,7 +32,7 @@ def test_all_three_do_the_whole_list(monkeypatch):
 
     def count_clips(videos: Sequence[Any], *args: Any) -> Any:
         seen["reading"] += len(videos)
-        return evaluation_clips(videos, *args)
+        return read_ahead(videos, *args)
 
     def count_scores(model: Any, pixels: list[torch.Tensor], **options: Any) -> Any:
         seen["model"] += len(pixels)
@@ -45,7 +45,7 @@ def test_all_three_do_the_whole_list(monkeypatch):
         return [1.0, 1.0, 1.0], results
 
     monkeypatch.setattr(pipeline, "KEPT_BYTES", 1)  # so that one video in memory stands for all
-    for name, replaced in (("evaluation_clips", count_clips), ("scores", count_scores), ("in_turn", once)):
+    for name, replaced in (("read_ahead", count_clips), ("scores", count_scores), ("in_turn", once)):
         monkeypatch.setattr(pipeline, name, replaced)
     pipeline.run([models.DEFAULT], clips=18, rounds=1, batch_size=5, device=torch.device("cpu"))
     assert seen == {"reading": 18, "model": 18}

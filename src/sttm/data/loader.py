@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sttm.data.augment import Augment
 from sttm.data.keeping import Kept
 from sttm.data.mixing import mix_pairs
 from sttm.data.preprocess import Preprocess
+from sttm.data.video import Clip, Sampling
 from sttm.data.workers import load_in_order
 from sttm.errors import SttmError
 
@@ -57,7 +58,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading one video for evaluation came to: pixels, or an error."""
+    """What reading one video came to: pixels, or an error."""
 
     index: int
     path: str
@@ -66,6 +67,20 @@ class Reading:
     warnings: tuple[str, ...]
     error: str | None
     seconds: float
+    frames_decoded: int
+    """Different frames of the file in all views."""
+
+
+class Readable(Protocol):
+    """One thing to read: a video of a data set, or a file named on the command line."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def label(self) -> int | None: ...
+
+    def read(self, sampling: Sampling, /) -> list[Clip]: ...
 
 
 def training_batches(
@@ -98,8 +113,8 @@ def _steps(loaded: Generator[Batch], plan: _Plan) -> Generator[list[Batch]]:
             yield list(islice(loaded, plan.accumulation))
 
 
-def evaluation_clips(
-    videos: Sequence[Video], preprocess: Preprocess, views: tuple[int, int], workers: int
+def read_ahead(
+    videos: Iterable[Readable], preprocess: Preprocess, views: tuple[int, int], workers: int
 ) -> Generator[Reading]:
     """Yield every video in order, temporal views times spatial crops of each, decoded ahead by threads.
 
@@ -121,7 +136,7 @@ def evaluation_clips(
         pool.shutdown(cancel_futures=True)
 
 
-def _read_views(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Reading:
+def _read_views(index: int, video: Readable, preprocess: Preprocess, views: tuple[int, int]) -> Reading:
     """Decode and preprocess one video; whatever goes wrong becomes its error."""
     started = time.perf_counter()
     sampling = replace(preprocess.sampling, views=views[0])
@@ -130,7 +145,9 @@ def _read_views(index: int, video: Video, preprocess: Preprocess, views: tuple[i
     if clips is not None:
         pixels_VTCHW, error = _attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
     notes = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
-    return Reading(index, video.path, video.label, pixels_VTCHW, notes, error, time.perf_counter() - started)
+    frames = {frame for clip in clips or () for frame in clip.indices}
+    seconds = time.perf_counter() - started
+    return Reading(index, video.path, video.label, pixels_VTCHW, notes, error, seconds, len(frames))
 
 
 def _attempt(read: Callable[[], Result]) -> tuple[Result | None, str | None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sttm.data.datasets import VideoSet
 from sttm.data.labels import Classes
-from sttm.data.loader import Reading, evaluation_clips
+from sttm.data.loader import Reading, read_ahead
 from sttm.data.preprocess import Preprocess
 from sttm.errors import SttmError
 from sttm.metrics import Confusion
@@ -64,7 +64,7 @@ def evaluate(
     started = time.perf_counter()
     labels = labels_of(model)
     numbers = match_classes(videos, labels)
-    readings = evaluation_clips(videos.videos[rank::world], preprocess, views, workers or reading_threads())
+    readings = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
     rounds = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
     answers: list[Answer] = []
     with closing(readings):

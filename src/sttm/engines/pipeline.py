@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sttm import models
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets import VideoSet, read_split
-from sttm.data.loader import evaluation_clips
+from sttm.data.loader import read_ahead
 from sttm.data.preprocess import Preprocess
 from sttm.data.synth import SynthSettings, make
 from sttm.engines.evaluate import evaluate
@@ -111,7 +111,7 @@ def _row(
 def _read(videos: VideoSet, preprocess: Preprocess, workers: int, keep: int = 0) -> list[Tensor]:
     """Read all videos, and keep as many bytes of pixels."""
     kept_VTCHW = []
-    for reading in evaluation_clips(videos.videos, preprocess, (1, 1), workers):
+    for reading in read_ahead(videos.videos, preprocess, (1, 1), workers):
         if reading.pixels_VTCHW is not None and keep > 0:
             kept_VTCHW.append(reading.pixels_VTCHW)
             keep -= reading.pixels_VTCHW.nbytes

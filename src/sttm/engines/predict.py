@@ -5,11 +5,9 @@ Legend: V views of one clip, K classes, T frames, C colours, H height, W width.
 
 import glob
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sttm.data.listing import VIDEO_SUFFIXES
+from sttm.data.loader import Reading, read_ahead
 from sttm.data.preprocess import Preprocess
-from sttm.data.video import read
+from sttm.data.video import Clip, Sampling, read
 from sttm.errors import SttmError
 from sttm.scoring import NOT_FINITE, labels_of, scores, videos_at_once
 
@@ -30,18 +29,13 @@ class Source:
 
     path: str
     error: str | None = None
+    label: None = None
 
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What reading one source came to: pixels, or an error."""
-
-    path: str
-    seconds: float
-    pixels_VTCHW: Tensor | None = None
-    frames_decoded: int = 0
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
+    def read(self, sampling: Sampling) -> list[Clip]:
+        """Its clips; raises SttmError where there is nothing to read."""
+        if self.error is not None:
+            raise SttmError(self.error)
+        return read(self.path, sampling)
 
 
 def find_videos(inputs: Iterable[str]) -> list[Source]:
@@ -82,23 +76,18 @@ def predict(
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
     labels, at_once = labels_of(model), videos_at_once(batch_size, views)
-
-    def load(source: Source) -> _Loaded:
-        return _load(source, preprocess, views)
-
-    loaded = _read_ahead(sources, load, readers=readers, ahead=at_once + readers)
-    with closing(loaded):
-        while batch := list(islice(loaded, at_once)):
+    with closing(read_ahead(sources, preprocess, views, readers)) as readings:
+        while batch := list(islice(readings, at_once)):
             started = time.perf_counter()
-            readable = [clip.pixels_VTCHW for clip in batch if clip.pixels_VTCHW is not None]
+            readable = [reading.pixels_VTCHW for reading in batch if reading.pixels_VTCHW is not None]
             found = iter(scores(model, readable, dtype=dtype, batch_size=batch_size))
             share = (time.perf_counter() - started) / max(1, len(readable))
-            for clip in batch:
-                if clip.error is not None:
-                    yield {"path": clip.path, "error": clip.error}
+            for reading in batch:
+                if reading.error is not None:
+                    yield {"path": reading.path, "error": reading.error}
                 else:
-                    seconds = clip.seconds + share
-                    yield _record(clip, next(found), labels, top_k=top_k, compute=compute, seconds=seconds)
+                    seconds = reading.seconds + share
+                    yield _record(reading, next(found), labels, top_k=top_k, compute=compute, seconds=seconds)
 
 
 def _expand(name: str) -> Iterator[Source]:
@@ -129,60 +118,23 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     yield from (Source(str(path)) for path in found)
 
 
-def _read_ahead(
-    sources: Iterable[Source], load: Callable[[Source], _Loaded], *, readers: int, ahead: int
-) -> Generator[_Loaded]:
-    """Load sources on threads (PyAV releases the interpreter), in order, at most `ahead` before the taker."""
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="sttm-read")
-    to_do, under_way = iter(sources), deque[Future[_Loaded]]()
-    try:
-        under_way.extend(pool.submit(load, source) for source in islice(to_do, ahead))
-        while under_way:
-            loaded = under_way.popleft().result()
-            under_way.extend(pool.submit(load, source) for source in islice(to_do, 1))
-            yield loaded
-    finally:  # reached as well when the taker stops early, at a Ctrl-C or a closed pipe
-        pool.shutdown(cancel_futures=True)
-
-
-def _load(source: Source, preprocess: Preprocess, views: tuple[int, int]) -> _Loaded:
-    """Decode and preprocess one source; whatever goes wrong becomes its error."""
-    started = time.perf_counter()
-    if source.error is not None:
-        return _Loaded(source.path, 0.0, error=source.error)
-    try:
-        clips = read(source.path, replace(preprocess.sampling, views=views[0]))
-        pixels_VTCHW = torch.cat([preprocess(clip.frames_TCHW, crops=views[1]) for clip in clips])
-    except SttmError as error:
-        return _Loaded(source.path, 0.0, error=str(error))
-    except Exception as error:  # a defect of ours or of a codec: it is told, and costs this file only
-        return _Loaded(source.path, 0.0, error=f"reading it failed unexpectedly: {type(error).__name__}: {error}")
-    return _Loaded(
-        source.path,
-        time.perf_counter() - started,
-        pixels_VTCHW,
-        frames_decoded=len({index for clip in clips for index in clip.indices}),
-        warnings=tuple(dict.fromkeys(warning for clip in clips for warning in clip.warnings)),
-    )
-
-
 def _record(
-    clip: _Loaded, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
+    reading: Reading, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
 ) -> dict[str, Any]:
     """The record of one clip that went through the model."""
     if not scores_K.isfinite().all():
-        return {"path": clip.path, "error": NOT_FINITE}
+        return {"path": reading.path, "error": NOT_FINITE}
     best = scores_K.topk(min(top_k, len(labels)))
     record: dict[str, Any] = {
-        "path": clip.path,
+        "path": reading.path,
         "predictions": [
             {"label": labels[index], "score": score}
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ],
         "compute": compute,
-        "frames_decoded": clip.frames_decoded,
+        "frames_decoded": reading.frames_decoded,
         "seconds": round(seconds, 6),
     }
-    if clip.warnings:
-        record["warnings"] = list(clip.warnings)
+    if reading.warnings:
+        record["warnings"] = list(reading.warnings)
     return record
