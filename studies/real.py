@@ -44,23 +44,26 @@ FOLDS = {f"fold {i}": [str(i + 5 * n) for n in range(4)] for i in range(1, 6)}
 SPLIT = "split of the annotations"
 
 
-def where(fold: str, *, tested: bool) -> str:
-    """The lines that a fold trains on, or is tested on, as YAML."""
+def where(fold: str, *, tested: bool) -> dict[str, str | list[str]]:
+    """The lines that a fold trains on, or is tested on."""
     if fold == SPLIT:
-        return json.dumps({"view": "scene", "split": "test" if tested else "train"})
+        return {"view": "scene", "split": "test" if tested else "train"}
     held_out = FOLDS[fold]
     kept = [str(number) for number in range(1, 21) if str(number) not in held_out]
-    return json.dumps({"view": "scene", "split": ["train", "test"], "sequence": held_out if tested else kept})
+    return {"view": "scene", "split": ["train", "test"], "sequence": held_out if tested else kept}
 
 
 def run(method: str, fold: str, seed: int, data: Path) -> dict[str, Any]:
     """One training and its test."""
     listed = str(data / "annotations.csv")
     output = CACHE / f"{method}-{fold.replace(' ', '-')}-{seed}"
+    lists = {
+        f"data.{name}": {"list": listed, "split": None, "where": where(fold, tested=name == "test")}
+        for name in ("train", "test")
+    }
     sets = [
         *METHODS[method], f"run.seed={seed}", f"run.output={output}", "run.trackers=[]", f"data.root={data}",
-        *(f"data.{name}={json.dumps({'list': listed, 'split': None, 'where': json.loads(where(fold, tested=name == 'test'))})}"
-          for name in ("train", "test")),
+        *(f"{key}={json.dumps(value)}" for key, value in lists.items()),
     ]  # fmt: skip
     figures = train.train(load(CONFIG, sets))
     shutil.rmtree(output)

@@ -281,6 +281,7 @@ class Blind:
     """A preprocessor that makes one number of a clip."""
 
     sampling: object
+    crop: None = None
 
     def __call__(self, frames_TCHW: torch.Tensor, crops: int = 1) -> torch.Tensor:
         return frames_TCHW.float().mean().reshape(1, 1)
