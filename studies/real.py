@@ -18,6 +18,7 @@ import json
 import shutil
 import subprocess
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -120,15 +121,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.what == "run":
-        for seed in map(int, options.seeds.split(",")):
-            for fold in (SPLIT, *FOLDS):
-                for method in options.methods.split(","):
-                    known = {(row["method"], row["variant"], row["seed"]) for row in done()}
-                    if (method, fold, seed) not in known:
-                        row = run(method, fold, seed, options.data)
-                        with ROWS.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
-                        print(f"{method} {fold} seed {seed}: {row['top1']:.3f} in {row['seconds']:.0f} s", flush=True)
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        pairs = [*product([SPLIT], seeds), *((fold, seed) for seed, fold in product(seeds, FOLDS))]
+        for (fold, seed), method in product(pairs, options.methods.split(",")):
+            if (method, fold, seed) not in {(row["method"], row["variant"], row["seed"]) for row in done()}:
+                row = run(method, fold, seed, options.data)
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{method} {fold} seed {seed}: {row['top1']:.3f} in {row['seconds']:.0f} s", flush=True)
     TABLE.write_text(table(done()))
     print(table(done()))
 

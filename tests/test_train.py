@@ -20,6 +20,7 @@ import sttm
 from sttm.config import Settings, load
 from sttm.data.synth import SynthSettings, make
 from sttm.engines import train as engine
+from sttm.engines.evaluate import evaluate
 from sttm.training import checkpoints, recipe
 from tests.test_start import MODELS
 
@@ -191,6 +192,30 @@ def test_a_signal_is_obeyed_after_the_step(config: Path, tmp_path: Path) -> None
     assert stopped.value.step == 2 and stopped.value.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000002"
     assert checkpoints.latest(tmp_path / "run" / "checkpoints") is not None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_breaks_off_an_evaluation_which_the_continuation_does_first(
+    config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(engine.Stopped) as stopped:
+        patch.setattr(engine, "evaluate", told_meanwhile)
+        engine.train(load(config))
+    assert stopped.value.step == 4
+    assert json.loads((stopped.value.checkpoint / checkpoints.PROGRESS).read_text())["evaluated"] == 3
+    records: list[dict[str, Any]] = []
+    engine.train(load(config), records.append)
+    assert [r["step"] for r in records if r.get("event") == "evaluation"] == [4, 8]
+    assert_same(weights(tmp_path / "run"), uninterrupted)
+
+
+def test_a_test_list_without_labels_is_passed_over(motion: Path, config: Path) -> None:
+    assert "label" not in json.loads((motion / "test.json").read_text())[0]
+    figures = engine.train(load(config, [f"data.test.list={motion / 'test.json'}", "optimizer.steps=1"]))
+    assert "test" not in figures and "validation" in figures
 
 
 def test_a_finished_run_stays_as_it_is(config: Path, tmp_path: Path) -> None:

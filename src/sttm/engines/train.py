@@ -43,6 +43,8 @@ class _Progress:
     """Where a run is; what training.json says."""
 
     step: int = 0
+    evaluated: int = 0
+    """The last step after which validation was looked at, or had not to be."""
     best_top1: float = -1.0
     best: str | None = None
     seconds: float = 0.0
@@ -70,7 +72,7 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
     try:
         with listen(run.told):
             run.to_the_end()
-        return run.finish()
+            return run.finish()
     finally:
         run.accelerator.end_training()
 
@@ -109,6 +111,8 @@ class _Run:
         )  # fmt: skip
         began, before = time.perf_counter(), progress.seconds
         meter = Meter(settings.run.log_every)
+        if progress.evaluated < progress.step:  # it was stopped on the way
+            self._after_step()
         with closing(stream) as batches:
             for micro_batches in meter.waiting(batches):
                 loss, norm, lr = self._learn(micro_batches)
@@ -128,7 +132,7 @@ class _Run:
             weights = checkpoints.whole_weights(training)
             figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
             for name, videos in (("validation", self.validation), ("test", self.test)):
-                if videos is not None:
+                if videos is not None and any(video.label is not None for video in videos.videos):
                     figures[name] = summary(self._evaluate(videos))
         if self.main:
             checkpoints.save_model(training, self.folder / "model", weights)
@@ -214,20 +218,34 @@ class _Run:
 
     def _after_step(self) -> None:
         """Evaluates, saves and stops where it is time to."""
-        run, progress = self.settings.run, self.progress
-        ended, better = progress.step == self.steps, False
-        if self.validation is not None and (ended or progress.step % self.evaluate_every == 0):
+        progress = self.progress
+        try:
+            better = self._validate()
+            stop = self._stop_signal()
+        except Stopped as stopped:  # in the middle of an evaluation, which the continuation does first
+            better, stop = False, stopped.signal
+        ended = progress.step == self.steps and progress.evaluated == progress.step
+        if ended or better or stop or progress.step % self.settings.run.save_every == 0:
+            self._save()
+        if stop and not ended:
+            raise Stopped(stop, progress.step, self._checkpoint())
+
+    def _validate(self) -> bool:
+        """Looks at validation where it is time to; whether the model is the best so far."""
+        progress, better = self.progress, False
+        due = progress.step == self.steps or progress.step % self.evaluate_every == 0
+        if self.validation is not None and due:
             with self._averaged():
                 top1 = self._evaluate(self.validation).top1.share
             better = top1 > progress.best_top1
             self._log({"event": "evaluation", "step": progress.step, "validation_top1": top1})
             if better:
-                progress.best_top1, progress.best = top1, _name(progress.step)
-        stop = self._stop_signal()
-        if ended or better or stop or progress.step % run.save_every == 0:
-            self._save()
-        if stop and not ended:
-            raise Stopped(stop, progress.step, self.folder / "checkpoints" / _name(progress.step))
+                progress.best_top1, progress.best = top1, self._checkpoint().name
+        progress.evaluated = progress.step
+        return better
+
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"step-{self.progress.step:08d}"
 
     def _stop_signal(self) -> int:
         """The signal that any of the processes got, 0 for none."""
@@ -237,7 +255,7 @@ class _Run:
     def _save(self) -> None:
         folder = self.folder / "checkpoints"
         progress = {**vars(self.progress), "settings": self.settings.model_dump(mode="json")}
-        checkpoints.save(self.training, folder / _name(self.progress.step), progress, self.main)
+        checkpoints.save(self.training, self._checkpoint(), progress, self.main)
         if self.main:
             checkpoints.prune(folder, self.settings.run.keep, self.progress.best)
         self.accelerator.wait_for_everyone()
@@ -249,10 +267,15 @@ class _Run:
             return evaluate(
                 training, videos, self.training.preprocess, views=parse_views(wanted.views), average=wanted.average,
                 batch_size=wanted.batch_size, dtype=self.dtype, workers=max(1, self.workers),
-                rank=self.accelerator.process_index, world=self.world,
+                rank=self.accelerator.process_index, world=self.world, advance=self._heed,
             )  # fmt: skip
         finally:
             training.train()
+
+    def _heed(self, videos: int) -> None:
+        """Breaks an evaluation off when told to stop."""
+        if stop := self._stop_signal():
+            raise Stopped(stop, self.progress.step, self._checkpoint())
 
     def _log(self, record: dict[str, Any]) -> None:
         self.report(record)
@@ -354,7 +377,3 @@ def _accelerator(settings: Settings) -> Any:
 def _clip_logits(logits: Tensor, clips: int) -> Tensor:
     """Logits [B K]; a space-only TimeSformer gives a row for each frame: [B*T K] -> [B T K] -> [B K]."""
     return logits if len(logits) == clips else logits.unflatten(0, (clips, -1)).mean(1)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
