@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from sttm.backbones import backbone_of
 from sttm.config import Settings, dump, parse_views
 from sttm.data.datasets import VideoSet, read_split
 from sttm.data.loader import Batch, training_batches
 from sttm.engines.evaluate import Evaluation, evaluate
 from sttm.errors import SttmError
 from sttm.metrics import machine
-from sttm.plugging import plug
-from sttm.training import checkpoints, checks, recipe, start
+from sttm.scoring import reading_threads
+from sttm.training import checkpoints, checks
+from sttm.training.learner import Learner
 from sttm.training.watch import Meter, Stopped, listen
 
 __all__ = ["Stopped", "summary", "train"]
@@ -87,20 +85,27 @@ class _Run:
         self.report: Report = report if self.main else lambda record: None
         self.told: list[int] = []  # signals that came
         self.videos = read_split(settings.data, "train")
-        self.validation = None if settings.data.validation is None else read_split(settings.data, "validation")
-        self.test = None if settings.data.test is None else read_split(settings.data, "test")
+        self.validation, self.test = self._labelled("validation"), self._labelled("test")
+        self.workers = reading_threads() if settings.data.workers is None else settings.data.workers
         self.micro_batch = checks.micro_batch(settings, self.world)
         self.steps, self.evaluate_every = checks.lengths(settings, len(self.videos.videos))
         found = checkpoints.latest(self.folder / "checkpoints")
         if found is not None:
             checks.same_run(settings, found[1]["settings"], self.folder)
-        self._build()
-        self.progress = _Progress()
+        self.learner = Learner(settings, self.accelerator, self.videos.classes)
+        self.training, self.progress = self.learner.training, _Progress()
         if found is not None:
             self._resume(*found)
         if self.main:
             (self.folder / "config.yaml").write_text(dump(settings), encoding="utf-8")
         self._tell_start(found is not None)
+
+    def _labelled(self, name: Literal["validation", "test"]) -> VideoSet | None:
+        """The videos of a split, if there are any and somebody says what they show."""
+        if getattr(self.settings.data, name) is None:
+            return None
+        videos = read_split(self.settings.data, name)
+        return videos if any(video.label is not None for video in videos.videos) else None
 
     def to_the_end(self) -> None:
         """Runs the steps that are left."""
@@ -128,19 +133,19 @@ class _Run:
 
         training, progress = self.training, self.progress
         progress.unreadable = dict(gather_object(list(progress.unreadable.items())))
-        with self._averaged():
+        with self.learner.averaged():
             weights = checkpoints.whole_weights(training)
             figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
             for name, videos in (("validation", self.validation), ("test", self.test)):
-                if videos is not None and any(video.label is not None for video in videos.videos):
+                if videos is not None:
                     figures[name] = summary(self._evaluate(videos))
         if self.main:
             checkpoints.save_model(training, self.folder / "model", weights)
             if progress.best is not None:
                 checkpoints.copy_model(self.folder / "checkpoints" / progress.best, self.folder / "best")
-        plan = plug.plan_of(training.model) if plug.is_merged(training.model) else None
+        plan = self.learner.plan
         figures |= {
-            "macs": self.macs,
+            "macs": self.learner.macs,
             "compute": 1.0 if plan is None else plan.compute,
             "method": "plain" if plan is None else plan.method,
             "seed": self.settings.run.seed,
@@ -158,40 +163,11 @@ class _Run:
 
     def _learn(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
         """One step: loss, norm of the gradient, rate."""
-        settings, step = self.settings, self.progress.step
-        optimizer, training = settings.optimizer, self.training
-        torch.manual_seed(recipe.step_seed(settings.run.seed, step, self.accelerator.process_index))
-        lr = recipe.rate(step, self.steps, optimizer)
-        recipe.set_rates(training.optimizer, lr, only_mergers=step < settings.merging.warmup_steps)
-        total = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.wrapped):
-                loss = self._loss(batch) / len(micro_batches)
-                self.accelerator.backward(loss)
-            total += loss.detach()
+        for batch in micro_batches:
             self.progress.unreadable |= dict(batch.errors)
-        norm = recipe.total_norm(training.model.parameters(), optimizer.clip_norm)
-        total = self.accelerator.reduce(total, "mean")
-        self._check(float(total), float(norm), micro_batches)
-        training.optimizer.step()
-        training.optimizer.zero_grad()
-        if training.average is not None:
-            training.average.update(step)
-        return float(total), float(norm), lr
-
-    def _loss(self, batch: Batch) -> Tensor:
-        device, how = self.accelerator.device, self.settings.distillation
-        pixels, targets_BK = batch.pixels_BTCHW.to(device, non_blocking=True), batch.targets_BK.to(device)
-        weight_B = batch.weight_B.to(device)
-        with self._autocast():
-            logits_BK = _clip_logits(self.wrapped(pixels).logits, len(pixels))
-            loss = recipe.loss_of(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
-            if how is None:
-                return loss
-            with torch.no_grad():
-                teacher_BK = _clip_logits(self.teacher(pixels).logits, len(pixels))
-            return recipe.taught(loss, logits_BK, teacher_BK, weight_B, how)
+        loss, norm = self.learner.backward(micro_batches, self.progress.step)
+        self._check(loss, norm, micro_batches)
+        return loss, norm, self.learner.step(self.progress.step, self.steps)
 
     def _check(self, loss: float, norm: float, micro_batches: list[Batch]) -> None:
         """Stops before a step that would spoil the weights, and when too much of the list is unreadable."""
@@ -235,7 +211,7 @@ class _Run:
         progress, better = self.progress, False
         due = progress.step == self.steps or progress.step % self.evaluate_every == 0
         if self.validation is not None and due:
-            with self._averaged():
+            with self.learner.averaged():
                 top1 = self._evaluate(self.validation).top1.share
             better = top1 > progress.best_top1
             self._log({"event": "evaluation", "step": progress.step, "validation_top1": top1})
@@ -266,7 +242,7 @@ class _Run:
         try:
             return evaluate(
                 training, videos, self.training.preprocess, views=parse_views(wanted.views), average=wanted.average,
-                batch_size=wanted.batch_size, dtype=self.dtype, workers=max(1, self.workers),
+                batch_size=wanted.batch_size, dtype=self.learner.dtype, workers=max(1, self.workers),
                 rank=self.accelerator.process_index, world=self.world, advance=self._heed,
             )  # fmt: skip
         finally:
@@ -285,41 +261,12 @@ class _Run:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    # --- building -----------------------------------------------------------------------------------------------
-
-    def _build(self) -> None:
-        """The model on its device, wrapped for its processes, with its optimizer."""
-        settings, device = self.settings, self.accelerator.device
-        model, preprocess, self.teacher = start.make(settings, self.videos.classes)
-        self.macs = plug.macs(model)
-        model.to(device)
-        if self.teacher is not None:
-            self.teacher.to(device)
-        if settings.model.checkpointing:
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        recipe.drop_paths(model, settings.model.drop_path)
-        recipe.freeze_unused(model, backbone_of(model).clip_shape(model))
-        self.sharded = settings.run.strategy == "fsdp" and self.world > 1
-        if self.sharded:
-            recipe.shard(model)
-        if settings.model.compile:
-            model.compile()
-        groups = recipe.parameter_groups(model, settings.optimizer)
-        optimizer = torch.optim.AdamW(groups, lr=settings.optimizer.lr, betas=settings.optimizer.betas)
-        average = recipe.MovingAverage(model, settings.optimizer.ema) if settings.optimizer.ema else None
-        self.training = checkpoints.Training(model, optimizer, average, preprocess)
-        self.wrapped: Any = model if self.sharded else self.accelerator.prepare_model(model)
-        self.dtype = torch.bfloat16 if settings.run.precision == "bf16" else torch.float32
-        cores = (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        self.workers = max(1, cores - 1) if settings.data.workers is None else settings.data.workers
-
     def _resume(self, folder: Path, progress: dict[str, Any]) -> None:
         checkpoints.restore(self.training, folder)
         known = vars(_Progress())
         self.progress = _Progress(**{key: value for key, value in progress.items() if key in known})
 
     def _tell_start(self, resumed: bool) -> None:
-        merged = plug.is_merged(self.training.model)
         self.report(
             {
                 "event": "start",
@@ -329,17 +276,11 @@ class _Run:
                 "clips": len(self.videos.videos),
                 "classes": len(self.videos.classes),
                 "missing": list(self.videos.missing),
-                "macs": self.macs,
-                "plan": str(plug.plan_of(self.training.model)) if merged else "plain",
+                "macs": self.learner.macs,
+                "plan": "plain" if self.learner.plan is None else str(self.learner.plan),
                 "processes": self.world,
             }
         )
-
-    def _averaged(self) -> Any:
-        return nullcontext() if self.training.average is None else self.training.average.in_place()
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -372,8 +313,3 @@ def _accelerator(settings: Settings) -> Any:
     except (ImportError, ValueError) as error:
         raise SttmError(f"run.trackers={list(settings.run.trackers)}: {str(error).splitlines()[0]}") from error
     return accelerator
-
-
-def _clip_logits(logits: Tensor, clips: int) -> Tensor:
-    """Logits [B K]; a space-only TimeSformer gives a row for each frame: [B*T K] -> [B T K] -> [B K]."""
-    return logits if len(logits) == clips else logits.unflatten(0, (clips, -1)).mean(1)
