@@ -221,7 +221,10 @@ def test_a_test_list_without_labels_is_passed_over(motion: Path, config: Path) -
 def test_a_finished_run_stays_as_it_is(config: Path, tmp_path: Path) -> None:
     first = engine.train(load(config))
     before = weights(tmp_path / "run")
-    assert engine.train(load(config)) == first
+    again = engine.train(load(config))
+    for timing in ("seconds", "clips_per_s"):
+        del first["validation"][timing], again["validation"][timing]
+    assert first == again
     assert_same(weights(tmp_path / "run"), before)
 
 

@@ -122,7 +122,7 @@ def _tell(record: Mapping[str, Any]) -> None:
             for split in ("validation", "test"):
                 if split in record:
                     figures = record[split]
-                    low, high = figures["interval"]
+                    low, high = figures["top1_interval"]
                     clips = f"{low:.1%} to {high:.1%}, {figures['clips']:,} clips"
                     print(f"{split}: top-1 {figures['top1']:.1%} ({clips})")
             print(f"The model is in {record['folder']}/model")

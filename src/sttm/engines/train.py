@@ -31,7 +31,7 @@ from sttm.training import checkpoints, checks
 from sttm.training.learner import Learner
 from sttm.training.watch import Meter, Stopped, listen
 
-__all__ = ["Stopped", "summary", "train"]
+__all__ = ["Stopped", "train"]
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -138,7 +138,7 @@ class _Run:
             figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
             for name, videos in (("validation", self.validation), ("test", self.test)):
                 if videos is not None:
-                    figures[name] = summary(self._evaluate(videos))
+                    figures[name] = self._evaluate(videos).summary()
         if self.main:
             checkpoints.save_model(training, self.folder / "model", weights)
             if progress.best is not None:
@@ -281,18 +281,6 @@ class _Run:
                 "processes": self.world,
             }
         )
-
-
-def summary(evaluation: Evaluation) -> dict[str, Any]:
-    """What results.json says of one split."""
-    return {
-        "top1": evaluation.top1.share,
-        "interval": evaluation.top1.interval,
-        "top5": evaluation.top5.share,
-        "mean_class": evaluation.mean_class,
-        "clips": evaluation.top1.total,
-        "unreadable": dict(evaluation.errors),
-    }
 
 
 def _accelerator(settings: Settings) -> Any:
