@@ -178,6 +178,15 @@ def test_the_teacher_is_the_plain_start(videomae: Path) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_the_teacher_of_a_merged_start_is_its_plain_self(videomae: Path) -> None:
+    model = sttm.load(videomae)
+    sttm.apply(model, 0.7, learned=True)
+    sttm.save(model, videomae)
+    wanted = settings({"start": str(videomae)}, merging={"compute": 0.7}, distillation={})
+    model, _, teacher = start.make(wanted, ["jab", "left hook"])
+    assert plug.is_merged(model) and not plug.is_merged(teacher)
+
+
 def refused(model: dict[str, Any], classes: tuple[str, ...] = ("a", "b"), **sections: Any) -> str:
     with pytest.raises(sttm.SttmError) as caught:
         start.make(settings(model, **sections), classes)

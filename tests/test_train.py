@@ -264,6 +264,19 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
     engine.train(load(config))
 
 
+def test_every_step_has_noise_of_its_own(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recipe.loss_of
+    seeds: list[int] = []
+
+    def noted(*args: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return real(*args)
+
+    monkeypatch.setattr(recipe, "loss_of", noted)
+    engine.train(load(config, ["optimizer.steps=4"]))
+    assert len(seeds) == 8 and len(set(seeds)) == 4  # two micro-batches a step
+
+
 def test_a_run_is_not_gone_on_with_under_other_settings(config: Path) -> None:
     engine.train(load(config))
     assert "optimizer.lr=0.001 and this config says 0.002" in refused(load(config, ["optimizer.lr=2e-3"]))
