@@ -77,7 +77,7 @@ def uninterrupted(motion: Path, tiny: Path, tmp_path_factory: pytest.TempPathFac
     return weights(folder / "run")
 
 
-def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_what_it_promises(config: Path, tiny: Path, tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
     figures = engine.train(load(config), records.append)
     run = tmp_path / "run"
@@ -90,6 +90,11 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path) -> None:
     assert logged == [r for r in records if r.get("event") not in ("start", "end")]
     model = sttm.load(run / "model")
     assert sttm.macs(model) == figures["macs"] and model.config.num_labels == 18
+    # The model is the average: neither where training started nor where it ended.
+    name = "videomae.encoder.layer.1.output.dense.weight"
+    start, end = load_file(tiny / "model.safetensors")[name], weights(run)[f"weights.{name}"]
+    average = model.get_parameter(name)
+    assert (start - end).abs().max() > (average - end).abs().max() > 0 < (average - start).abs().max()
     assert (run / "best" / "model.safetensors").exists() and not (run / "best" / checkpoints.STATE).exists()
 
 
