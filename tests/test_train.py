@@ -292,7 +292,10 @@ def test_a_run_is_not_gone_on_with_under_other_settings(config: Path) -> None:
 
 def test_settings_that_cannot_be_together(config: Path) -> None:
     assert "warmup_steps=8 takes all" in refused(load(config, ["merging.warmup_steps=8"]))
-    assert "run.trackers=['crayons']" in refused(load(config, ["run.trackers=[crayons]"]))
+    for name in ("crayons", "trackio"):  # one that nobody knows, one that is not installed here
+        assert f"run.trackers has {name}, which is unknown or not installed; there are tensorboard" in refused(
+            load(config, [f"run.trackers=[{name}]"])
+        )
 
 
 def test_unreadable_videos_are_named_and_left_out(motion: Path, config: Path, tmp_path: Path) -> None:

@@ -287,17 +287,21 @@ def _accelerator(settings: Settings) -> Any:
     """The processes and the device; everything is checked before any video is looked at."""
     try:
         from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
     except ImportError as error:
         raise SttmError("sttm train needs sttm[train]: pip install 'sttm[train]'") from error
     device = settings.run.device
     if device == "cuda" and not torch.cuda.is_available():
         raise SttmError("run.device=cuda, but torch sees no CUDA device: use run.device: cpu, or see sttm doctor")
+    available = [tracker.value for tracker in get_available_trackers()]
+    for name in settings.run.trackers:
+        if name not in available:
+            raise SttmError(
+                f"run.trackers has {name}, which is unknown or not installed; there are {', '.join(available)}: "
+                "install it, or set run.trackers: []"
+            )
     checks.claim(settings.run.output)
-    try:
-        accelerator = Accelerator(
-            cpu=device == "cpu", log_with=list(settings.run.trackers) or None, project_dir=settings.run.output
-        )
-        accelerator.init_trackers("tracking")
-    except (ImportError, ValueError) as error:
-        raise SttmError(f"run.trackers={list(settings.run.trackers)}: {str(error).splitlines()[0]}") from error
+    wanted = list(settings.run.trackers) or None
+    accelerator = Accelerator(cpu=device == "cpu", log_with=wanted, project_dir=settings.run.output)
+    accelerator.init_trackers("tracking")
     return accelerator
