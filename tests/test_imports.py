@@ -15,6 +15,7 @@ FLOORS = {"errors": 0, "merging": 1, "config": 1, "metrics": 1, "data": 2, "back
 FLOORS |= {
     "models": 4,
     "scoring": 4,
+    "processes": 4,
     "results": 4,
     "training": 5,
     "engines": 6,

@@ -89,6 +89,7 @@ def _test(
     from sttm.data.datasets import read_split
     from sttm.data.preprocess import Preprocess
     from sttm.engines import evaluate as engine
+    from sttm.processes import joined
     from sttm.scoring import labels_of
 
     assert request.views and request.average and request.batch_size and request.device
@@ -99,7 +100,7 @@ def _test(
     engine.match_classes(videos, labels_of(network))
     device = device_of(request.device)
     compute = bring_to(network.to(device), fraction, request.method or "sttm")
-    with engine.processes(device) as (rank, world), _bar(-(-len(videos.videos) // world)) as advance:
+    with joined(device) as (rank, world), _bar(-(-len(videos.videos) // world)) as advance:
         evaluation = engine.evaluate(
             network,
             videos,

@@ -6,10 +6,9 @@ Legend: V views of one video, K classes of the model.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -26,7 +25,7 @@ from sttm.metrics import Confusion
 from sttm.results import BEST, Answer, Evaluation
 from sttm.scoring import NOT_FINITE, Average, labels_of, reading_threads, scores, videos_at_once
 
-__all__ = ["Evaluation", "evaluate", "match_classes", "processes"]
+__all__ = ["Evaluation", "evaluate", "match_classes"]
 
 
 def evaluate(
@@ -101,24 +100,6 @@ def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
             "take a model that was trained on these classes, or name them with data.labels (--labels) as it does"
         )
     return {number: own for number, own in numbers.items() if own is not None}
-
-
-@contextmanager
-def processes(device: torch.device) -> Iterator[tuple[int, int]]:
-    """This process's rank, and how many there are: those that torchrun started, joined while inside, or one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield 0, 1
-        return
-    import torch.distributed as dist
-
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank(), world
-    finally:
-        dist.destroy_process_group()
 
 
 def _answer(reading: Reading, scores_K: Tensor | None, numbers: dict[int, int]) -> Answer:

@@ -26,6 +26,7 @@ from sttm.data.loader import Batch, training_batches
 from sttm.engines.evaluate import Evaluation, evaluate
 from sttm.errors import SttmError
 from sttm.metrics import machine
+from sttm.processes import settle
 from sttm.scoring import reading_threads
 from sttm.training import checkpoints, checks
 from sttm.training.learner import Learner
@@ -72,6 +73,7 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
             run.to_the_end()
             return run.finish()
     finally:
+        settle()
         run.accelerator.end_training()
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from sttm.errors import SttmError
 from sttm.merging.matching import STA, DensityPeaks, EViT, ToMe
 from sttm.merging.merger import TokenMerger
-from sttm.merging.rivals import AveragePool, FrameDrop, PatchMerger, RandomDrop, Rival, TokenLearner
+from sttm.merging.queries import PatchMerger, TokenLearner
+from sttm.merging.rivals import AveragePool, FrameDrop, RandomDrop, Rival
 
 #: Every way to leave fewer tokens, behind one call: `METHODS[name](dim, frames, tokens, frames_in=..., ...)`.
 METHODS: dict[str, type[TokenMerger] | type[Rival]] = {

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sttm.merging.merger import _standardised
-from sttm.merging.rivals import Reduced, Rival, averaged, kept
+from sttm.merging.merger import standardised
 from sttm.merging.meta import take
+from sttm.merging.rivals import Reduced, Rival, averaged, kept
 
 # Neighbours that the density of a token is measured by (as TCFormer has it).
 NEIGHBOURS = 5
@@ -62,7 +62,7 @@ class ToMe(Rival):
 @torch.no_grad()
 def _match(x_BFLC: Tensor, merges: int) -> Tensor:
     """Where each token goes when `merges` of the even ones join an odd one: [B F L], the rest in their order."""
-    unit_BFLC = normalize(_standardised(x_BFLC), dim=-1)
+    unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
     cosine_BFAD = unit_BFLC[..., ::2, :] @ unit_BFLC[..., 1::2, :].transpose(-1, -2)
     best_BFA, partner_BFA = cosine_BFAD.max(-1)
     joins_BFA = torch.zeros_like(best_BFA, dtype=torch.bool)
@@ -83,11 +83,11 @@ def _interleave(even_BFA: Tensor, odd_BFD: Tensor) -> Tensor:
 class DensityPeaks(Rival):
     """Clusters around tokens that lie densely and far from any denser one (DPC-KNN); every token joins its nearest.
 
-    Source: Du, Ding, Jia, "Study on density peaks clustering based on k-nearest neighbors", 2016, as TCFormer merges by
-    it: Zeng et al., "Not All Tokens Are Equal", CVPR 2022. As there: density from the 5 nearest, exp(-mean squared
-    distance); distance to the nearest denser token (for the densest, the farthest of all); centres by the product.
-    Different: squared distances are taken per channel, or densities would all be zero; means are by size, as there
-    is no learned importance; a window of two frames takes the place of the image.
+    Source: Du, Ding, Jia, "Study on density peaks clustering based on k-nearest neighbors and principal component
+    analysis", 2016, as TCFormer merges by it: Zeng et al., "Not All Tokens Are Equal", CVPR 2022. As there: density
+    from the 5 nearest, exp(-mean squared distance); distance to the nearest denser token (for the densest, the farthest
+    of all); centres by the product. Different: squared distances are taken per channel, or densities would all be
+    zero; means are by size, as there is no learned importance; a window of two frames takes the place of the image.
     """
 
     name = "dpcknn"
@@ -98,7 +98,7 @@ class DensityPeaks(Rival):
     @torch.no_grad()
     def _clusters(self, x_BFLC: Tensor) -> Tensor:
         """The cluster of every token: [B F L]."""
-        feature_BFLC = _standardised(x_BFLC)
+        feature_BFLC = standardised(x_BFLC)
         L, C = feature_BFLC.shape[-2:]
         square_BFL = feature_BFLC.square().sum(-1)
         product_BFLL = feature_BFLC @ feature_BFLC.transpose(-1, -2)
@@ -133,11 +133,11 @@ class EViT(Rival):
     name = "evit"
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        feature_BFLC = _standardised(x_BFLC)
+        feature_BFLC = standardised(x_BFLC)
         if prefix_BPC is None:
             query_BF1C = feature_BFLC.mean(-2, keepdim=True)
         else:
-            query_BF1C = _standardised(prefix_BPC[:, None, :1]).expand(-1, self.windows, -1, -1)
+            query_BF1C = standardised(prefix_BPC[:, None, :1]).expand(-1, self.windows, -1, -1)
         logit_BFL = (feature_BFLC @ query_BF1C.transpose(-1, -2)).squeeze(-1) / self.dim**0.5
         meta_BFK = logit_BFL.topk(self.tokens - 1).indices.sort(-1).values
         stays_BFL = torch.zeros_like(logit_BFL, dtype=torch.bool).scatter(-1, meta_BFK, True)
@@ -171,7 +171,7 @@ class STA(Rival):
     @torch.no_grad()
     def _keep(self, x_BFLC: Tensor) -> Tensor:
         """The tokens that stay, in their order: [B F M]."""
-        unit_BFLC = normalize(_standardised(x_BFLC), dim=-1)
+        unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
         active_BFL = x_BFLC.to(unit_BFLC.dtype).abs().sum(-1)
         least_BF1, most_BF1 = active_BFL.amin(-1, keepdim=True), active_BFL.amax(-1, keepdim=True)
         active_BFL = (active_BFL - least_BF1) / (most_BF1 - least_BF1).clamp(min=torch.finfo(unit_BFLC.dtype).tiny)

@@ -106,7 +106,7 @@ class TokenMerger(nn.Module):
         """
         self._check(tokens)
         # Similarities and sizes are kept in float32 whatever the model runs in: the steps below cast by hand.
-        with torch.autocast(_autocast_device(tokens.x_BTSC), enabled=False):
+        with torch.autocast(autocast_device(tokens.x_BTSC), enabled=False):
             return self._merge_learned(tokens, mapped) if self.learned else self._merge_as_is(tokens, mapped)
 
     def macs(self, frames: int, tokens: int) -> int:
@@ -126,7 +126,7 @@ class TokenMerger(nn.Module):
         """Off the shelf: the backbone's own features tell objects apart, every token goes to one slot."""
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
-        feature_BFLC = _standardised(x_BFLC)
+        feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
         meta_BFM, _ = self.finder(feature_BFLC, position_BFL3, self.tokens)
         # 2. Similarity, hard: the nearest object takes the whole token, a meta token stays in its own slot.
@@ -147,7 +147,7 @@ class TokenMerger(nn.Module):
     def _merge_learned(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
         """Learned: each slot is its meta token, plus what fusion and motion have to add."""
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
-        feature_BFLC = _standardised(x_BFLC)
+        feature_BFLC = standardised(x_BFLC)
         # 1. Meta tokens: tokens of the window itself.
         meta_BFM, gate_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
         meta_BFMC = take(x_BFLC, meta_BFM)
@@ -166,7 +166,7 @@ class TokenMerger(nn.Module):
         weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
         y_BFWMC = _fuse_in_space(weight_BFWMS, x_BFLC)
         # 4. Temporal fusion in each window: by mass, and by how much the object of that frame resembles its meta token.
-        alike_BFWM = (_project(self.query, _standardised(y_BFWMC)) * key_BFMD[:, :, None]).sum(-1)
+        alike_BFWM = (_project(self.query, standardised(y_BFWMC)) * key_BFMD[:, :, None]).sum(-1)
         in_time_BFWM = (mass_BFWM.clamp(min=TINY_MASS).log() + alike_BFWM / tau[1]).softmax(2)
         z_BFMC = (in_time_BFWM[..., None].to(y_BFWMC.dtype) * y_BFWMC).sum(2)
         # 5. Motion: the object's path through the whole clip, seen from its meta token.
@@ -174,7 +174,7 @@ class TokenMerger(nn.Module):
         path_BFMT2 = self._follow(cosine_BFMN / tau[2], tokens.position_BTS3, place_BFM3)
         size_BFM = mass_BFWM.sum(2)
         path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
-        added_BFMC = own_linear(self.appearance, _standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
+        added_BFMC = own_linear(self.appearance, standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
         slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
         merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
         if not mapped:
@@ -233,7 +233,7 @@ class TokenMerger(nn.Module):
             )
 
 
-def _standardised(x_C: Tensor) -> Tensor:
+def standardised(x_C: Tensor) -> Tensor:
     """Each token at mean 0 and variance 1 over its channels, in float32 or finer: any input scale looks alike."""
     return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
 
@@ -262,6 +262,6 @@ def _fuse(weight_BFWMS: Tensor, in_time_BFWM: Tensor, x_BFLK: Tensor) -> Tensor:
     return (in_time_BFWM[..., None].to(y_BFWMK.dtype) * y_BFWMK).sum(2)
 
 
-def _autocast_device(x: Tensor) -> str:
+def autocast_device(x: Tensor) -> str:
     """Autocast knows no meta device."""
     return "cpu" if x.device.type == "meta" else x.device.type

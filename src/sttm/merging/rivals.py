@@ -1,12 +1,12 @@
-"""Rivals of the merger behind the same call, the plain ones: dropping, pooling, and learned soft averages.
+"""Rivals of the merger behind the same call: what they share, and the plain ones, which look at no token.
 
-`matching.py` has those that look at the tokens first. All are written from their papers; where one differs from its
-paper, its docstring says how and why. In every one a token's weight in attention and pooling is its size: methods that
-merge hand sizes on, so that they sum to the tokens that came in; methods that drop leave what they keep at size one,
-which weighs all alike, as in their papers.
+`matching.py` has those that look at the tokens first, `queries.py` those that are learned. All are written from their
+papers; where one differs from its paper, its docstring says how and why. In every one a token's weight in attention
+and pooling is its size: methods that merge hand sizes on, so that they sum to the tokens that came in; methods that
+drop leave what they keep at size one, which weighs all alike, as in their papers.
 
 Legend: B clips, T token frames, S tokens in a frame; F windows (frames out), L tokens in a window, M slots in a window,
-C width, H hidden width, P prefix tokens; 3 = (t, y, x).
+C width, P prefix tokens; 3 = (t, y, x).
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from sttm.errors import SttmError
-from sttm.merging.merger import _autocast_device, _standardised
-from sttm.merging.meta import StrideFinder, own_linear, regular_picks, stride_order, take
+from sttm.merging.merger import autocast_device
+from sttm.merging.meta import StrideFinder, regular_picks, stride_order, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 
@@ -131,7 +130,7 @@ class Rival(nn.Module, ABC):
         self._check(T, S, C)
         exact = torch.promote_types(tokens.x_BTSC.dtype, torch.float32)
         size_BWL, position_BWL3 = tokens.size_BTS.to(exact), tokens.position_BTS3.to(exact)
-        with torch.autocast(_autocast_device(tokens.x_BTSC), enabled=False):
+        with torch.autocast(autocast_device(tokens.x_BTSC), enabled=False):
             found = self.reduce(
                 tokens.x_BTSC.reshape(B, W, -1, C),
                 size_BWL.reshape(B, W, -1),
@@ -175,7 +174,7 @@ def kept(x_BFLC: Tensor, position_BFL3: Tensor, meta_BFM: Tensor) -> Reduced:
 
 def averaged(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, slot_BFL: Tensor, count: int) -> Reduced:
     """The mean of the tokens of each slot by size; every slot has one at the least."""
-    B, F, L, C = x_BFLC.shape
+    B, F, L, _ = x_BFLC.shape
     row_N = (slot_BFL + torch.arange(B * F, device=slot_BFL.device).view(B, F, 1) * count).flatten()
     size_N1 = size_BFL.reshape(B * F * L, 1)
     mass_R1 = size_N1.new_zeros(B * F * count, 1).index_add(0, row_N, size_N1)
@@ -241,88 +240,19 @@ class AveragePool(Rival):
     name = "pool"
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        t, y, x = position_BFL3.unbind(-1)
-        # A hair of time in x: the tokens of one place follow each other frame by frame.
-        order_BFL = stride_order(torch.stack((torch.zeros_like(t), y, x * 0.999 + t * 1e-4), dim=-1))
+        order_BFL = _by_place(position_BFL3)
         L = order_BFL.shape[-1]
         run_BFL = (torch.arange(L, device=order_BFL.device) * self.tokens // L).expand_as(order_BFL)
         slot_BFL = torch.zeros_like(order_BFL).scatter(-1, order_BFL, run_BFL)
         return averaged(x_BFLC, size_BFL, position_BFL3, slot_BFL, self.tokens)
 
 
-def softly(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, score_BFLM: Tensor) -> Reduced:
-    """Slots that each take a softmax over the tokens of their window; they share the window's size equally."""
-    weight_BFML = score_BFLM.transpose(-1, -2).softmax(-1)
-    M = weight_BFML.shape[-2]
-    size_BFM = (size_BFL.sum(-1, keepdim=True) / M).expand(-1, -1, M)
-    position_BFM3 = weight_BFML.to(position_BFL3.dtype) @ position_BFL3
-    return Reduced(weight_BFML.to(x_BFLC.dtype) @ x_BFLC, size_BFM, position_BFM3, weight_BFML=weight_BFML)
-
-
-class PatchMerger(Rival):
-    """M learned queries, each of which pools the tokens of a window: softmax(W x^T) x.
-
-    Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", 2022. As in the paper: the formula, and
-    no parameters but W. Different: the tokens are standardised for the scores (not for the average), so that the
-    softmax does not depend on the scale of the residual stream; a window of two frames takes the place of the image.
-    """
-
-    name = "patchmerger"
-    needs_training = True
-
-    def __init__(
-        self,
-        dim: int,
-        frames: int,
-        tokens: int,
-        *,
-        frames_in: int | None = None,
-        learned: bool = False,
-        finder: str | None = None,
-    ) -> None:
-        super().__init__(dim, frames, tokens, frames_in=frames_in, learned=learned, finder=finder)
-        self.query = nn.Linear(dim, tokens, bias=False)
-        nn.init.normal_(self.query.weight, std=dim**-0.5)
-
-    def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        score_BFLM = own_linear(self.query, _standardised(x_BFLC)).to(size_BFL.dtype)
-        return softly(x_BFLC, size_BFL, position_BFL3, score_BFLM)
-
-    def macs(self, frames: int, tokens: int) -> int:
-        return frames * tokens * self.tokens * (2 * self.dim + 3)
-
-
-class TokenLearner(Rival):
-    """M attention maps over the tokens of each frame from a small perceptron, one pooled token a map.
-
-    Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?", NeurIPS 2021, in the form
-    of its authors' later version: a perceptron of hidden width 64 with GELU instead of convolutions, and a softmax over
-    the tokens instead of a sigmoid (with which a constant clip would not stay constant). As in the paper: frame by
-    frame, the same perceptron for all. Different: biases and scales that a softmax over tokens, or the next linear map,
-    takes up anyway are left out; TokenFuser, which brings the tokens back, has no place in a classifier.
-    """
-
-    name = "tokenlearner"
-    needs_training = True
-    HIDDEN: ClassVar[int] = 64
-
-    def __init__(
-        self,
-        dim: int,
-        frames: int,
-        tokens: int,
-        *,
-        frames_in: int | None = None,
-        learned: bool = False,
-        finder: str | None = None,
-    ) -> None:
-        super().__init__(dim, frames, tokens, frames_in=frames_in, learned=learned, finder=finder)
-        self.hidden = nn.Linear(dim, self.HIDDEN)
-        self.maps = nn.Linear(self.HIDDEN, tokens, bias=False)
-
-    def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        hidden_BFLH = gelu(own_linear(self.hidden, _standardised(x_BFLC)))
-        return softly(x_BFLC, size_BFL, position_BFL3, own_linear(self.maps, hidden_BFLH).to(size_BFL.dtype))
-
-    def macs(self, frames: int, tokens: int) -> int:
-        return frames * tokens * (self.dim * self.HIDDEN + self.tokens * (self.HIDDEN + self.dim + 3))
+def _by_place(position_BFL3: Tensor) -> Tensor:
+    """Tokens along a Z-order curve over the frame, those of one place by time: [B F L]."""
+    anytime_BFL3 = position_BFL3 * position_BFL3.new_tensor([0, 1, 1])
+    order_BFL = stride_order(anytime_BFL3)
+    along_BFL3 = position_BFL3.gather(2, order_BFL[..., None].expand(-1, -1, -1, 3))
+    elsewhere_BFL = (along_BFL3[:, :, 1:, 1:] != along_BFL3[:, :, :-1, 1:]).any(-1)
+    place_BFL = nn.functional.pad(elsewhere_BFL.cumsum(-1), (1, 0))
+    # Times are within [-1, 1].
+    return order_BFL.gather(-1, (place_BFL.double() * 4 + along_BFL3[..., 0]).argsort(-1))

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 
 from sttm.backbones.protocol import Backbone, ClipShape
 from sttm.errors import SttmError
-from sttm.merging import method_named
+from sttm.merging import METHODS, WHOLE_CLIP, habits_of, method_named
 from sttm.merging.merger import TokenMerger
+from sttm.merging.rivals import Rival
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
@@ -75,7 +77,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger:
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger | Rival:
     """The module of one planned merger."""
     options: dict[str, Any] = {} if plan.finder is None else {"finder": plan.finder}
     return method_named(plan.method)(
@@ -126,21 +128,29 @@ def make_plan(
     to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left. This
     is a first choice, made for speed; what it does to accuracy against other schedules is yet to be measured.
 
+    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`): ToMe takes as many
+    tokens before every block but the first, as long as that is at most half of what is there (the last may fall short);
+    "frames" drops frames as early as it can.
+
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
     """
     compute = check_compute(compute)
-    method_named(method)
+    reducer = method_named(method)
+    if issubclass(reducer, Rival) and not reducer.needs_training:
+        # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
+        learned = False
     clip_shape = _clip(backbone, model, clip_shape)
     if backbone.aligned and finder not in (None, "stride"):
         raise SttmError(
             f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}"
         )
-    finder = "stride" if backbone.aligned and method == "sttm" else finder
+    finder = "stride" if backbone.aligned and method in ("sttm", "random") else finder
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
     before = count_macs(backbone, model, empty, ())
     if compute == 1:
         return _counted(empty, before, before, ())
+    _check_method(backbone, model, empty)
     search = _Search(backbone, model, empty, before, compute)
     found = search.best()
     return _counted(empty, before, count_macs(backbone, model, empty, found), found)
@@ -152,6 +162,20 @@ def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | Non
     return count_macs(backbone, model, empty, ())
 
 
+def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
+    frames = backbone.grid(model, empty.clip_shape).frames
+    if backbone.aligned and frames > 1 and not habits_of(empty.method).aligned:
+        raise SttmError(
+            f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
+            + ", ".join(name for name in METHODS if habits_of(name).aligned)
+        )
+    if habits_of(empty.method).whole_frames and frames == 1:
+        raise SttmError(
+            f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
+            + ", ".join(name for name in METHODS if not habits_of(name).whole_frames)
+        )
+
+
 class _Search:
     """Looks for token counts that meet a target, one list of layers after another."""
 
@@ -159,6 +183,7 @@ class _Search:
         self.backbone, self.model, self.empty, self.before, self.compute = backbone, model, empty, before, compute
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
+        self.habits = habits_of(empty.method)
 
     def share(self, mergers: Sequence[MergerPlan]) -> float:
         return count_macs(self.backbone, self.model, self.empty, mergers) / self.before
@@ -166,6 +191,10 @@ class _Search:
     def best(self) -> tuple[MergerPlan, ...]:
         found: list[tuple[float, float, tuple[MergerPlan, ...]]] = []
         least = 1.0
+        if self.habits.whole_frames:
+            return self._best_frames()
+        if self.habits.everywhere and (mergers := self._solve_everywhere()):
+            return mergers
         for layers in self._layers():
             least = min(least, self.share(self._at(layers, 0.0)))
             mergers = self._solve(layers)
@@ -177,11 +206,14 @@ class _Search:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
         if not found:
-            raise SttmError(
-                f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with "
-                f"{self.empty.method}: merging all it can leaves {least:.3f}; ask for {_ceil(least)} or more"
-            )
+            raise self._out_of_reach(least)
         return min(found, key=lambda entry: entry[:2])[2]
+
+    def _out_of_reach(self, least: float) -> SttmError:
+        return SttmError(
+            f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with "
+            f"{self.empty.method}: merging all it can leaves {least:.3f}; ask for {_ceil(least)} or more"
+        )
 
     def _layers(self) -> Iterator[tuple[int, ...]]:
         """Where mergers may sit, the preferred place first."""
@@ -197,12 +229,57 @@ class _Search:
         """Mergers that each leave the share `keep` of what reaches them (one slot a window at the least)."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
         for number, layer in enumerate(layers):
-            window = 2 if number == 0 and frames % 2 == 0 else 1
-            out = frames // window
+            window = self.habits.windows[min(number, 1)]
+            window = frames if window == WHOLE_CLIP else window
+            out = frames // window if frames % window == 0 else frames
             slots = max(1, math.floor(keep * frames * tokens / out))
             mergers.append(MergerPlan(layer, frames, tokens, out, slots))
             frames, tokens = out, slots
         return mergers
+
+    def _everywhere(self, rate: float) -> list[MergerPlan]:
+        """A merger before every block but the first, each taking `rate` tokens but at most half."""
+        frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
+        for layer in range(1, self.depth):
+            before = frames * tokens
+            less = min(math.floor(rate * layer) - math.floor(rate * (layer - 1)), before // 2)
+            if less:
+                mergers.append(MergerPlan(layer, frames, tokens, 1, before - less))
+                frames, tokens = 1, before - less
+        return mergers
+
+    def _solve_everywhere(self) -> tuple[MergerPlan, ...] | None:
+        low, high = 0.0, self.grid.frames * self.grid.tokens / 2
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.share(self._everywhere(middle)) > self.compute else (low, middle)
+        mergers = self._everywhere(high)
+        halved = sum(m.frames * m.tokens == math.ceil(m.frames_before * m.tokens_before / 2) for m in mergers)
+        if not mergers or halved > 1 or not 0 <= self.compute - self.share(mergers) <= TOLERANCE:
+            return None
+        return self._fill_last(mergers)
+
+    def _best_frames(self) -> tuple[MergerPlan, ...]:
+        """One cut or two to fewer whole frames, the first as early as can be; or the most that fits the budget."""
+        T, S, depth = self.grid.frames, self.grid.tokens, self.depth
+        model, clip = self.model, self.empty.clip_shape
+        block = [self.backbone.block_macs(model, self.grid, frames, S) for frames in range(1, T + 1)]
+        outer = [self.backbone.outer_macs(model, clip, frames, S) for frames in range(1, T + 1)]
+        best, best_share = (0, 0, 1, 1), (depth * block[0] + outer[0]) / self.before
+        if best_share > self.compute:
+            raise self._out_of_reach(best_share)
+        for first, second in combinations_with_replacement(range(depth), 2):
+            for few, some in combinations_with_replacement(range(1, T), 2):
+                macs = first * block[-1] + (second - first) * block[some - 1] + (depth - second) * block[few - 1]
+                share = (macs + outer[few - 1]) / self.before
+                if best_share < share <= self.compute:
+                    best, best_share = (first, second, some, few), share
+            if self.compute - best_share <= TOLERANCE:
+                break
+        first, second, some, few = best
+        if first == second:
+            return (MergerPlan(first, T, S, few, S),)
+        return MergerPlan(first, T, S, some, S), MergerPlan(second, some, S, few, S)
 
     def _solve(self, layers: Sequence[int]) -> tuple[MergerPlan, ...] | None:
         """The most tokens within the budget, equal shares first, then the last merger filled up."""
