@@ -85,7 +85,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Accuracy of each method: mean over seeds, spread, and the interval that so few clips leave."""
     lines = [
         "Top-1 on UT-Interaction (six actions, 120 clips), mean over seeds ± standard deviation; in brackets the 95 %",
-        "interval that the clips alone leave (Wilson, of one seed's clips at the mean). Written by studies/real.py.",
+        "interval that the clips alone leave (Wilson, of one seed's clips at the mean). Seconds compare nothing: other",
+        "work ran beside. Written by studies/real.py.",
         "",
         "| tested on | method | compute | GMACs | top-1 | seeds | seconds a training |",
         "|---|---|---|---|---|---|---|",

@@ -44,3 +44,9 @@ def test_figures_are_those_that_were_measured() -> None:
         assert f"{100 * row['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})" in README
     for row in json.loads((ROOT / "results/kinds.json").read_text()):
         assert f"{100 * row['top1']:.1f} %" in README
+    for line in (ROOT / "results/real.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| five folds"):
+            assert f"| {line.split('|')[4].strip()} | {line.split('|')[5].strip()} |" in README
+    (pipeline,) = json.loads((ROOT / "results/pipeline.json").read_text())["rows"]
+    assert f"runs at {pipeline['ratio']['p50']:.2f} of the slower" in README
+    assert f"percent {pipeline['ratio']['p10']:.2f} and {pipeline['ratio']['p90']:.2f};" in README
