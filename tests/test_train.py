@@ -282,12 +282,18 @@ def test_every_step_has_noise_of_its_own(config: Path, monkeypatch: pytest.Monke
     assert len(seeds) == 8 and len(set(seeds)) == 4  # two micro-batches a step
 
 
-def test_a_run_is_not_gone_on_with_under_other_settings(config: Path) -> None:
+def test_a_run_is_not_gone_on_with_under_other_settings(config: Path, motion: Path, tmp_path: Path) -> None:
     engine.train(load(config))
     assert "optimizer.lr=0.001 and this config says 0.002" in refused(load(config, ["optimizer.lr=2e-3"]))
     assert "run.seed=0 and" in refused(load(config, ["run.seed=1"]))
     assert "merging.compute=0.7 and" in refused(load(config, ["merging.compute=null"]))
     engine.train(load(config, ["run.log_every=5", "data.workers=1", "optimizer.micro_batch=8"]))
+    labels = json.loads((motion / "labels.json").read_text())
+    names = list(labels)
+    labels[names[3]], labels[names[4]] = labels[names[4]], labels[names[3]]
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    sentence = refused(load(config, [f"data.labels={tmp_path / 'labels.json'}"]))
+    assert f"a run on other classes ({names[4]!r} now and {names[3]!r} there)" in sentence
 
 
 def test_settings_that_cannot_be_together(config: Path) -> None:

@@ -94,6 +94,7 @@ class _Run:
         found = checkpoints.latest(self.folder / "checkpoints")
         if found is not None:
             checks.same_run(settings, found[1]["settings"], self.folder)
+            checks.same_classes(self.videos.classes, found[1]["classes"], self.folder)
         self.learner = Learner(settings, self.accelerator, self.videos.classes)
         self.training, self.progress = self.learner.training, _Progress()
         if found is not None:
@@ -232,7 +233,8 @@ class _Run:
 
     def _save(self) -> None:
         folder = self.folder / "checkpoints"
-        progress = {**vars(self.progress), "settings": self.settings.model_dump(mode="json")}
+        told = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes}
+        progress = {**vars(self.progress), **told}
         checkpoints.save(self.training, self._checkpoint(), progress, self.main)
         if self.main:
             checkpoints.prune(folder, self.settings.run.keep, self.progress.best)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ def same_run(settings: Settings, before: dict[str, Any], folder: Path) -> None:
                 f"{folder} holds a run with {name}={then.get(name)} and this config says {now.get(name)}; "
                 "choose another run.output, or delete that folder to begin anew"
             )
+
+
+def same_classes(now: Sequence[str], before: Sequence[str], folder: Path) -> None:
+    """Raises SttmError where the head of a run's model was trained for other classes."""
+    if list(now) != list(before):
+        other = next(
+            (f"{a!r} now and {b!r} there" for a, b in zip(now, before, strict=False) if a != b), "their number"
+        )
+        raise SttmError(
+            f"{folder} holds a run on other classes ({other}); give it those again, or choose another run.output"
+        )
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
