@@ -355,3 +355,15 @@ def test_distillation_checkpointing_and_bf16_run(config: Path, motion: Path, tmp
     figures = engine.train(load(config, sets))
     assert figures["steps"] == 2
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_the_same(config: Path, tmp_path: Path) -> None:
+    same = ["optimizer.steps=2", "data.validation=null", "model.drop_path=0", "run.log_every=1"]
+    losses: list[list[float]] = []
+    for compiled in ("true", "false"):
+        records: list[dict[str, Any]] = []
+        output = f"run.output={tmp_path / compiled}"
+        engine.train(load(config, [*same, f"model.compile={compiled}", output]), records.append)
+        losses.append([record["loss"] for record in records if "loss" in record])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 2
