@@ -98,15 +98,24 @@ def _explained(error: RuntimeError) -> RuntimeError | SttmError:
 
 @contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Start workers without warnings, and without torch's handler for dead ones, which raises anywhere in a step."""
+    """Start workers without warnings, and without torch's handler for dead ones, which raises anywhere in a step.
+
+    Ctrl-C and SIGTERM wait meanwhile: workers inherit that, so that none dies of one before it can ignore it.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if is_main and hasattr(signal, "SIGCHLD") else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # the workers use neither threads nor GPU
-        yield
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
+    can_wait = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if can_wait else None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # the workers use neither threads nor GPU
+            yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _leave_signals_to_parent(_: int) -> None:
