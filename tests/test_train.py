@@ -357,6 +357,19 @@ def test_distillation_checkpointing_and_bf16_run(config: Path, motion: Path, tmp
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
+def test_accumulated_micro_batches_are_one_batch(config: Path, tmp_path: Path) -> None:
+    same = ["optimizer.steps=3", "data.validation=null", "model.drop_path=0", "run.log_every=1"]
+    logs: dict[int, list[tuple[float, float]]] = {}
+    for clips in (4, 8):  # of a batch of 8
+        records: list[dict[str, Any]] = []
+        output = f"run.output={tmp_path / str(clips)}"
+        engine.train(load(config, [*same, f"optimizer.micro_batch={clips}", output]), records.append)
+        logs[clips] = [(r["loss"], r["gradient_norm"]) for r in records if "loss" in r]
+    assert len(logs[4]) == 3
+    for in_parts, at_once in zip(logs[4], logs[8], strict=True):
+        assert in_parts == pytest.approx(at_once, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_compiled_training_learns_the_same(config: Path, tmp_path: Path) -> None:
     same = ["optimizer.steps=2", "data.validation=null", "model.drop_path=0", "run.log_every=1"]
