@@ -28,7 +28,7 @@ from sttm.data.preprocess import Preprocess
 from sttm.data.synth import encode, render
 from sttm.data.video import read
 from sttm.engines.predict import find_videos, predict
-from sttm.plugging.budget import MergerPlan, Plan
+from sttm.plugging.plan import MergerPlan, Plan
 from sttm.plugging.plug import install
 
 SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)

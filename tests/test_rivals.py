@@ -21,7 +21,7 @@ from sttm.engines.show import slots
 from sttm.merging import METHODS, habits_of
 from sttm.merging.rivals import Rival
 from sttm.merging.tokens import Tokens
-from sttm.plugging.budget import MergerPlan, Plan
+from sttm.plugging.plan import MergerPlan, Plan
 from sttm.plugging.plug import install, plan_of
 from tests.test_families import FAMILIES, logits, pixels
 

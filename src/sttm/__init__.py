@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sttm.errors import SttmError
     from sttm.merging.merger import TokenMerger
     from sttm.models import load, save
-    from sttm.plugging.budget import Plan
+    from sttm.plugging.plan import Plan
     from sttm.plugging.plug import apply, macs, remove, trace
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove"
 
 # Where each public name lives. They are imported when first used: `sttm --help` must not wait for torch.
 _HOMES = {
-    "Plan": "plugging.budget",
+    "Plan": "plugging.plan",
     "SttmError": "errors",
     "TokenMerger": "merging.merger",
     "apply": "plugging.plug",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from sttm.plugging.budget import Plan
+    from sttm.plugging.plan import Plan
 
 PLAN_FILE = "sttm.json"
 _BUNDLE = Path(__file__).parent / "bundled"
@@ -145,7 +145,7 @@ def _download(name: str) -> Path:
 
 
 def _read_plan(path: Path) -> Plan:
-    from sttm.plugging.budget import MergerPlan, Plan
+    from sttm.plugging.plan import MergerPlan, Plan
 
     try:
         fields = json.loads(path.read_text())

@@ -6,7 +6,7 @@ Legend: B clips, F windows, L tokens in a window, M slots in a window, C width, 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -36,17 +36,8 @@ class PatchMerger(Rival):
     name = "patchmerger"
     needs_training = True
 
-    def __init__(
-        self,
-        dim: int,
-        frames: int,
-        tokens: int,
-        *,
-        frames_in: int | None = None,
-        learned: bool = False,
-        finder: str | None = None,
-    ) -> None:
-        super().__init__(dim, frames, tokens, frames_in=frames_in, learned=learned, finder=finder)
+    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
+        super().__init__(dim, frames, tokens, **options)  # options: those of every Rival
         self.query = nn.Linear(dim, tokens, bias=False)
         nn.init.normal_(self.query.weight, std=dim**-0.5)
 
@@ -72,17 +63,8 @@ class TokenLearner(Rival):
     needs_training = True
     HIDDEN: ClassVar[int] = 64
 
-    def __init__(
-        self,
-        dim: int,
-        frames: int,
-        tokens: int,
-        *,
-        frames_in: int | None = None,
-        learned: bool = False,
-        finder: str | None = None,
-    ) -> None:
-        super().__init__(dim, frames, tokens, frames_in=frames_in, learned=learned, finder=finder)
+    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
+        super().__init__(dim, frames, tokens, **options)  # options: those of every Rival
         self.hidden = nn.Linear(dim, self.HIDDEN)
         self.maps = nn.Linear(self.HIDDEN, tokens, bias=False)
 

@@ -13,7 +13,8 @@ from sttm.backbones.patch import Patch
 from sttm.backbones.protocol import ClipShape, Grid, Ledger, Page, Seat
 from sttm.errors import SttmError
 from sttm.merging.tokens import MergeMap, Tokens
-from sttm.plugging.budget import Plan, build_merger, make_plan, plain_macs
+from sttm.plugging.budget import make_plan, plain_macs
+from sttm.plugging.plan import Plan, build_merger
 
 # A merged model carries its `Plugged` record under this name, a block in front of which tokens merge its merger.
 RECORD = "_sttm"
