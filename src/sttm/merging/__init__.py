@@ -36,16 +36,20 @@ class Habits:
         aligned: slot m is the same place, or the same query, in every frame.
         everywhere: a merger before every block but the first, each taking about the same number of tokens.
         whole_frames: frames become fewer, never the tokens in one.
+        gentle: a merger that leaves less than this share of the tokens makes the schedule merge earlier instead.
     """
 
     windows: tuple[int, int] = (2, 1)
     aligned: bool = True
     everywhere: bool = False
     whole_frames: bool = False
+    gentle: float = 0.2
 
 
 #: What differs from the habits of "sttm"; for the reasons see each method.
 HABITS: dict[str, Habits] = {
+    "random": Habits(gentle=0.4),
+    "pool": Habits(gentle=0.4),
     "frames": Habits(whole_frames=True),
     "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True),
     "tokenlearner": Habits((1, 1)),

@@ -38,9 +38,8 @@ class TokenMerger(nn.Module):
         tokens: slots in each frame out, M.
         frames_in: frames in, T; needed by the learned motion map (default: `frames`).
         learned: adds the trainable parts.
-        finder: how meta tokens are found: "stride", "coverage" or "saliency" (default: "stride" when learned,
-            "coverage" off the shelf).
-        similarity_dim: width D in which the learned similarity is measured.
+        finder: how meta tokens are found: "novelty", or "stride" where all windows have to keep the same places.
+        similarity_dim: width D in which the learned similarity is measured (default: half of `dim`, at most 64).
 
     Example:
         >>> merger = TokenMerger(dim=32, frames=4, tokens=8, frames_in=8)
@@ -60,11 +59,12 @@ class TokenMerger(nn.Module):
         *,
         frames_in: int | None = None,
         learned: bool = False,
-        finder: str | None = None,
-        similarity_dim: int = 64,
+        finder: str = "novelty",
+        similarity_dim: int | None = None,
     ) -> None:
         super().__init__()
         frames_in = frames if frames_in is None else frames_in
+        similarity_dim = max(1, min(64, dim // 2)) if similarity_dim is None else similarity_dim
         for name, value in dict(dim=dim, frames=frames, tokens=tokens, similarity_dim=similarity_dim).items():
             if value < 1:
                 raise SttmError(f"TokenMerger got {name}={value}; give a whole number of one or more")
@@ -72,10 +72,8 @@ class TokenMerger(nn.Module):
             raise SttmError(f"{frames_in} frames do not divide into {frames} windows; choose frames from its divisors")
         self.dim, self.frames, self.tokens, self.frames_in = dim, frames, tokens, frames_in
         self.learned, self.similarity_dim = learned, similarity_dim
-        self.finder_name = finder or ("stride" if learned else "coverage")
-        self.finder = make_finder(self.finder_name, dim)
-        if self.finder.has_gate and not learned:
-            raise SttmError(f"finder={finder!r} has to be trained; give learned=True, or choose stride or coverage")
+        self.finder_name = finder
+        self.finder = make_finder(finder)
         if learned:
             self.query = nn.Linear(dim, similarity_dim, bias=False)
             self.key = nn.Linear(dim, similarity_dim, bias=False)
@@ -128,7 +126,7 @@ class TokenMerger(nn.Module):
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
-        meta_BFM, _ = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        meta_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
         # 2. Similarity, hard: the nearest object takes the whole token, a meta token stays in its own slot.
         unit_BFLC = normalize(feature_BFLC, dim=-1)
         cosine_BFLM = unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
@@ -149,10 +147,7 @@ class TokenMerger(nn.Module):
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
         feature_BFLC = standardised(x_BFLC)
         # 1. Meta tokens: tokens of the window itself.
-        meta_BFM, gate_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
-        meta_BFMC = take(x_BFLC, meta_BFM)
-        if gate_BFM is not None:
-            meta_BFMC = meta_BFMC * gate_BFM[..., None].to(x_BFLC.dtype)
+        meta_BFM, meta_BFMC = self._meta_tokens(x_BFLC, feature_BFLC, position_BFL3)
         # 2. Similarity of every object with every token of the clip.
         tau = self.log_tau.to(feature_BFLC.dtype).exp()
         key_BFMD = _project(self.key, take(feature_BFLC, meta_BFM))
@@ -161,7 +156,7 @@ class TokenMerger(nn.Module):
         cosine_BFMN = (key_BFMD.flatten(1, 2) @ query_BND.transpose(1, 2)).unflatten(1, (self.frames, self.tokens))
         # The tokens of its own window spread themselves over its objects.
         logit_BFLM = _own_window(cosine_BFMN, self.frames) / tau[0]
-        share_BFLM = logit_BFLM.softmax(-1)
+        share_BFLM = self._shares(logit_BFLM)
         # 3. Spatial fusion in each frame.
         weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
         y_BFWMC = _fuse_in_space(weight_BFWMS, x_BFLC)
@@ -173,13 +168,25 @@ class TokenMerger(nn.Module):
         place_BFM3 = take(position_BFL3, meta_BFM)
         path_BFMT2 = self._follow(cosine_BFMN / tau[2], tokens.position_BTS3, place_BFM3)
         size_BFM = mass_BFWM.sum(2)
-        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
-        added_BFMC = own_linear(self.appearance, standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
+        added_BFMC = self._added(z_BFMC, path_BFMT2, size_BFM)
         slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
         merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
         if not mapped:
             return merged, None
         return merged, self._map(tokens, merged, logit_BFLM.argmax(-1), meta_BFM, path_BFMT2)
+
+    def _meta_tokens(self, x_BFLC: Tensor, feature_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
+        meta_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        return meta_BFM, take(x_BFLC, meta_BFM)
+
+    def _added(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        """What a slot has beyond its meta token: the fused appearance, and the path and mass of its object."""
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
+        return own_linear(self.appearance, standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
+
+    def _shares(self, logit_BFLM: Tensor) -> Tensor:
+        """How each token of a window spreads itself over its objects."""
+        return logit_BFLM.softmax(-1)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Features, sizes and positions by window: [B T S ...] -> [B F L ...]; bookkeeping in float32 or finer."""

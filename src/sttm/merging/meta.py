@@ -1,7 +1,7 @@
 """Finding the meta tokens: which tokens of a window the slots grow from (step 1 of the method).
 
 A finder looks at the tokens of each window and names M of them. All finders answer the same call, so that they can
-be exchanged: `finder(x, position, count) -> (index, gate)`.
+be exchanged: `finder(x, position, count) -> index`.
 
 Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C width; 3 = (t, y, x).
 """
@@ -15,6 +15,8 @@ from sttm.errors import SttmError
 
 # Cells a side of the lattice on which tokens are put in order; finer than the token grid of any model we know.
 LATTICE_BITS = 6
+# Tells equally new tokens apart, by far less than features differ.
+TIE = 1e-5
 
 
 def stride_order(position_BFL3: Tensor) -> Tensor:
@@ -43,86 +45,58 @@ def regular_picks(length: int, count: int, device: torch.device) -> Tensor:
 class StrideFinder(nn.Module):
     """Meta tokens on a regular stride in time and space: nothing to learn, the same places in every window."""
 
-    has_gate = False
-
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, None]:
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         order_BFL = stride_order(position_BFL3)
-        return order_BFL[..., regular_picks(order_BFL.shape[-1], count, x_BFLC.device)], None
+        return order_BFL[..., regular_picks(order_BFL.shape[-1], count, x_BFLC.device)]
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
         return 0
 
 
-class CoverageFinder(nn.Module):
-    """Half of the meta tokens on a regular stride, the other half where those represent the window worst.
+class NoveltyFinder(nn.Module):
+    """Meta tokens are the tokens least like any that came before them, frame by frame and along a curve in each frame.
 
-    Needs no training and adapts to the clip: flat background is left to the few regular ones, while whatever
-    resembles none of them, as a rule the objects, keeps tokens of its own.
+    Needs no training and adapts to the clip: what stands still, or goes on as a wall or a lawn does, is new once;
+    what moves or differs keeps tokens of its own.
     """
 
-    has_gate = False
-
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, None]:
-        seeds = (count + 1) // 2
-        order_BFL = stride_order(position_BFL3)
-        seed_BFM = order_BFL[..., regular_picks(order_BFL.shape[-1], seeds, x_BFLC.device)]
-        if seeds == count:
-            return seed_BFM, None
-        unit_BFLC = nn.functional.normalize(x_BFLC, dim=-1)
-        seed_BFMC = take(unit_BFLC, seed_BFM)
-        covered_BFL = (unit_BFLC @ seed_BFMC.transpose(-1, -2)).amax(-1)
-        # A seed is never chosen twice: beyond any cosine. Ties (a constant input) fall in the regular order.
-        is_seed_BFL = (torch.arange(x_BFLC.shape[2], device=x_BFLC.device) == seed_BFM[..., None]).any(-2)
-        covered_BFL = covered_BFL + 4.0 * is_seed_BFL
-        worst_BFM = covered_BFL.topk(count - seeds, dim=-1, largest=False).indices
-        return torch.cat((seed_BFM, worst_BFM), dim=-1), None
+    @torch.no_grad()
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+        L, C = x_BFLC.shape[-2:]
+        rank_BFL = stride_order(position_BFL3).argsort(-1)
+        square_BFL = x_BFLC.square().sum(-1)
+        apart_BFLL = square_BFL[..., None] + square_BFL[..., None, :] - 2 * x_BFLC @ x_BFLC.transpose(-1, -2)
+        later_BFLL = rank_BFL[..., None, :] >= rank_BFL[..., None]
+        novelty_BFL = apart_BFLL.masked_fill(later_BFLL, torch.inf).amin(-1) / C
+        # What is equally new, as in a still clip, falls on a regular stride.
+        novelty_BFL = novelty_BFL.clamp(min=0) - TIE * spread(L, x_BFLC.device)[rank_BFL]
+        return novelty_BFL.topk(count, dim=-1).indices
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        seeds = (count + 1) // 2
-        return 0 if seeds == count else windows * length * seeds * width
+        return windows * length * length * width
 
 
-class SaliencyFinder(nn.Module):
-    """Meta tokens by a learned score: the M highest of each window, with Gumbel noise while training.
+def spread(length: int, device: torch.device | None = None) -> Tensor:
+    """For each place in a row when its turn comes, in [0, 1): any number of first turns are spread over the row.
 
-    The gate carries the gradient to the score (straight through): it is one in value.
-
-    Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017; Kool, van Hoof, Welling,
-    "Stochastic Beams and Where to Find Them", ICML 2019 (Gumbel top-k).
+    Source: van der Corput, 1935 (the bits of the place, read backwards).
     """
-
-    has_gate = True
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(width, 1)
-
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        score_BFL = own_linear(self.score, x_BFLC).squeeze(-1).to(x_BFLC.dtype)
-        ranked_BFL = score_BFL
-        if self.training:
-            uniform = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6)
-            ranked_BFL = score_BFL - torch.log(-torch.log(uniform))
-        index_BFM = ranked_BFL.topk(count, dim=-1).indices
-        gate_BFM = torch.sigmoid(score_BFL.gather(-1, index_BFM)).clamp(min=1e-4)
-        return index_BFM, gate_BFM / gate_BFM.detach()
-
-    def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return windows * length * width
+    place = torch.arange(length, device=device)
+    turn = torch.zeros(length, device=device)
+    for bit in range(max(1, (length - 1).bit_length())):
+        turn += ((place >> bit) & 1) / 2 ** (bit + 1)
+    return turn
 
 
-Finder = StrideFinder | CoverageFinder | SaliencyFinder
+Finder = NoveltyFinder | StrideFinder
+FINDERS: dict[str, type[Finder]] = {"novelty": NoveltyFinder, "stride": StrideFinder}
 
 
-def make_finder(name: str, width: int) -> Finder:
-    """The finder of that name: "stride", "coverage" or "saliency"."""
-    if name == "stride":
-        return StrideFinder()
-    if name == "coverage":
-        return CoverageFinder()
-    if name == "saliency":
-        return SaliencyFinder(width)
-    raise SttmError(f"unknown way to find meta tokens {name!r}; choose stride, coverage or saliency")
+def make_finder(name: str) -> Finder:
+    """The finder of that name: "novelty" or "stride"."""
+    if name not in FINDERS:
+        raise SttmError(f"unknown way to find meta tokens {name!r}; choose {' or '.join(FINDERS)}")
+    return FINDERS[name]()
 
 
 def take(x_BFLC: Tensor, index_BFM: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -32,6 +33,8 @@ def make_plan(
     learned: bool = False,
     clip_shape: ClipShape | None = None,
     finder: str | None = None,
+    layers: Sequence[int] | None = None,
+    window: int | None = None,
 ) -> Plan:
     """The schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
@@ -39,9 +42,9 @@ def make_plan(
     the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
     at again before it is merged further; no more than two, as every merger costs passes over the tokens that no
     multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
-    merger would leave under 40 % of its tokens, both move towards the first block. The first merger joins two frames
-    to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left. This
-    is a first choice, made for speed; what it does to accuracy against other schedules is yet to be measured.
+    merger would leave under a fifth of its tokens, both move towards the first block. The first merger joins two frames
+    to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left.
+    results/ablation.md has what other places and windows do to accuracy.
 
     Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`): ToMe takes as many
     tokens before every block but the first, as long as that is at most half of what is there (the last may fall short);
@@ -60,13 +63,17 @@ def make_plan(
         raise SttmError(
             f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}"
         )
-    finder = "stride" if backbone.aligned and method in ("sttm", "random") else finder
+    if backbone.aligned and method in ("sttm", "random"):
+        finder = "stride"
+    elif method == "sttm":
+        finder = finder or "novelty"
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
     before = count_macs(backbone, model, empty, ())
     if compute == 1:
         return _counted(empty, before, before, ())
     _check_method(backbone, model, empty)
-    found = Search(backbone, model, empty, before, compute).best()
+    _check_places(backbone, model, empty, layers, window)
+    found = Search(backbone, model, empty, before, compute, layers, window).best()
     return _counted(empty, before, count_macs(backbone, model, empty, found), found)
 
 
@@ -88,6 +95,22 @@ def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
             f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
             + ", ".join(name for name in METHODS if not habits_of(name).whole_frames)
         )
+
+
+def _check_places(
+    backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
+) -> None:
+    if habits_of(empty.method).whole_frames and (layers is not None or window is not None):
+        raise SttmError(f"{empty.method} finds its own places; leave layers and window out")
+    depth, frames = len(backbone.blocks(model)), backbone.grid(model, empty.clip_shape).frames
+    if layers is not None and (not layers or list(layers) != sorted(set(layers) & set(range(depth)))):
+        raise SttmError(
+            f"layers={list(layers)} are not blocks of this {backbone.family} model to merge before; give numbers from "
+            f"0 to {depth - 1} that rise, such as [{depth // 4}, {depth // 2}]"
+        )
+    if window is not None and (window < 1 or frames % window):
+        divisors = ", ".join(str(n) for n in range(1, frames + 1) if frames % n == 0)
+        raise SttmError(f"window={window} does not divide the {frames} token frames; choose one of {divisors}")
 
 
 def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> ClipShape:

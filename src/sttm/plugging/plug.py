@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,8 @@ def apply(
     learned: bool = False,
     clip_shape: ClipShape | None = None,
     finder: str | None = None,
+    layers: Sequence[int] | None = None,
+    window: int | None = None,
 ) -> Plan:
     """Puts token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
@@ -46,6 +48,8 @@ def apply(
         learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is.
         clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
         finder: how meta tokens are found (see `TokenMerger`).
+        layers: the blocks to merge before, counted from 0; left out, the schedule chooses (see `make_plan`).
+        window: token frames that the first merger joins to one; left out, what the method is used with.
 
     Returns:
         The plan: where tokens merge and what it costs.
@@ -61,7 +65,7 @@ def apply(
     if is_merged(model):
         raise SttmError("this model is merged already; call sttm.remove(model) before another sttm.apply")
     backbone = backbone_of(model)
-    plan = make_plan(backbone, model, compute, method, learned, clip_shape, finder)
+    plan = make_plan(backbone, model, compute, method, learned, clip_shape, finder, layers, window)
     install(model, plan)
     return plan
 

@@ -15,15 +15,23 @@ from sttm.plugging.plan import MergerPlan, Plan, count_macs
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
-#: Fewer than this share of the tokens left by one merger, and the schedule merges earlier instead.
-GENTLE = 0.4
 
 
 class Search:
     """Looks for token counts that meet a target, one list of layers after another."""
 
-    def __init__(self, backbone: Backbone, model: nn.Module, empty: Plan, before: int, compute: float) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: nn.Module,
+        empty: Plan,
+        before: int,
+        compute: float,
+        layers: Sequence[int] | None = None,
+        window: int | None = None,
+    ) -> None:
         self.backbone, self.model, self.empty, self.before, self.compute = backbone, model, empty, before, compute
+        self.layers, self.window = layers, window
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
         self.habits = habits_of(empty.method)
@@ -36,7 +44,7 @@ class Search:
         least = 1.0
         if self.habits.whole_frames:
             return self._best_frames()
-        if self.habits.everywhere and (mergers := self._solve_everywhere()):
+        if self.habits.everywhere and self.layers is None and (mergers := self._solve_everywhere()):
             return mergers
         for layers in self._layers():
             least = min(least, self.share(self._at(layers, 0.0)))
@@ -45,7 +53,7 @@ class Search:
                 continue
             gap = self.compute - self.share(mergers)
             kept = min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
-            if gap <= TOLERANCE and kept >= GENTLE:
+            if gap <= TOLERANCE and kept >= self.habits.gentle:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
         if not found:
@@ -60,6 +68,9 @@ class Search:
 
     def _layers(self) -> Iterator[tuple[int, ...]]:
         """Where mergers may sit, the preferred place first."""
+        if self.layers is not None:
+            yield tuple(self.layers)
+            return
         last = self.depth - 1
         for first, second in ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (1 / 12, 1 / 6)):
             a = min(max(round(first * self.depth), 1), last)
@@ -73,6 +84,8 @@ class Search:
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
         for number, layer in enumerate(layers):
             window = self.habits.windows[min(number, 1)]
+            if number == 0 and self.window is not None:
+                window = self.window
             window = frames if window == WHOLE_CLIP else window
             out = frames // window if frames % window == 0 else frames
             slots = max(1, math.floor(keep * frames * tokens / out))
@@ -134,7 +147,7 @@ class Search:
             low, high = (middle, high) if self.share(self._at(layers, middle)) <= self.compute else (low, middle)
         equal = self._at(layers, low)
         candidates = [equal]
-        if len(equal) > 1:
+        if len(equal) == 2:
             candidates += [self._trim_first(equal, less) for less in (1, 2, 3)]
         return max((self._fill_last(mergers) for mergers in candidates), key=self.share)
 

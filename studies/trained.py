@@ -1,0 +1,58 @@
+"""Trained, the same backbone, the same recipe and steps for all: plain, STTM and every rival at equal multiply-adds.
+
+How to run, from the project's root (what is done is not done again):
+    python studies/trained.py run
+"""
+
+from __future__ import annotations
+
+from runs import Entry, main, path_of, rows_of, trained
+from tables import LEGEND, Group, Row, difference, groups, markdown, origin, plot
+
+HALF = ("sttm", "random", "pool", "tome", "frames", "patchmerger", "tokenlearner", "evit", "sta", "dpcknn")
+ALL = ("sttm", "random", "pool", "tome")
+ENTRIES = [
+    Entry(),
+    *(Entry(method, 0.5) for method in HALF),
+    *(Entry(method, compute) for compute in (0.62, 0.35) for method in ALL),
+]
+HEADS = ("method", "GMACs", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
+
+
+def report(scale: str, split: str) -> None:
+    """results/trained.md and trained.png."""
+    rows = rows_of("trained", scale, split)
+    sections = [
+        "Plain, STTM and its rivals trained alike from the same backbones, at equal multiply-adds.",
+        LEGEND,
+        origin(rows, "python studies/trained.py run"),
+    ]
+    for (dataset,), of_set in groups(rows, "dataset").items():
+        plain = groups(of_set.rows, "method").get(("plain",))
+        for (compute,), at_compute in groups(of_set.rows, "compute").items():
+            if compute == 1.0:
+                continue
+            sections += [f"### {dataset}, compute {compute:g}", _table(at_compute.rows, plain)]
+    path_of("trained", scale, split, "md").write_text("\n\n".join(sections) + "\n")
+    plot(path_of("trained", scale, split, "png"), rows)
+
+
+def _table(rows: tuple[Row, ...], plain: Group | None) -> str:
+    found = {method: group for (method,), group in groups(rows, "method").items()}
+    ours = found.get("sttm")
+    lines = [_line("plain", plain, None, None)] if plain else []
+    lines += [_line(method, group, plain, ours if method != "sttm" else None) for method, group in
+              sorted(found.items(), key=lambda entry: -entry[1].top1)]  # fmt: skip
+    return markdown(HEADS, lines)
+
+
+def _line(name: str, group: Group, plain: Group | None, ours: Group | None) -> tuple[str, ...]:
+    to_plain, to_ours = plain and difference(group, plain), ours and difference(ours, group)
+    ratio = f"{(1 - ours.top1) / (1 - group.top1):.2f}" if ours and group.top1 < 1 else ""
+    bold = f"**{name}**" if name == "sttm" else name
+    return (bold, f"{group.gmacs:.4f}", group.shown, to_plain.shown if to_plain else "",
+            to_ours.shown if to_ours else "", ratio)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main("trained", __doc__, ENTRIES, trained, report)
