@@ -17,9 +17,9 @@ from sttm.merging.tokens import MergeMap, Tokens, compose, grid_positions
 
 MODES = [
     dict(learned=False, finder="stride"),
-    dict(learned=False, finder="coverage"),
+    dict(learned=False, finder="novelty"),
     dict(learned=True, finder="stride"),
-    dict(learned=True, finder="saliency"),
+    dict(learned=True, finder="novelty"),
 ]
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda m: f"{'learned' if m['learned'] else 'as-is'}-{m['finder']}")
 B, T, H, W, C, F, M = 2, 4, 4, 5, 12, 2, 6
@@ -135,17 +135,14 @@ def naive_metas(module, weights, members, feature, position) -> list[tuple[int, 
     ordered = sorted(members, key=curve)
     if module.finder_name == "stride":
         return [ordered[((2 * i + 1) * len(ordered)) // (2 * M)] for i in range(M)]
-    if module.finder_name == "saliency":
-        score = {m: float(weights["finder.score.weight"] @ feature[m]) for m in members}
-        return sorted(members, key=lambda m: -score[m])[:M]
-    seeds = (M + 1) // 2
-    first = [ordered[((2 * i + 1) * len(ordered)) // (2 * seeds)] for i in range(seeds)]
+    length = (len(ordered) - 1).bit_length()
 
-    def covered(member: tuple[int, int]) -> float:
-        return max(float(torch.cosine_similarity(feature[member], feature[k], dim=0)) for k in first)
+    def novelty(place: int) -> float:
+        apart = [float((feature[ordered[place]] - feature[before]).square().mean()) for before in ordered[:place]]
+        turn = sum((place >> bit & 1) / 2 ** (bit + 1) for bit in range(length))
+        return min(apart, default=math.inf) - 1e-5 * turn
 
-    rest = sorted((m for m in members if m not in first), key=covered)
-    return first + rest[: M - seeds]
+    return [ordered[place] for place in sorted(range(len(ordered)), key=lambda place: -novelty(place))[:M]]
 
 
 @modes
@@ -186,7 +183,7 @@ def test_sizes_sum_to_the_tokens_that_came_in(windows, window, height, width, ke
         torch.testing.assert_close(who.size.double(), counts.double())
 
 
-@pytest.mark.parametrize("finder", ["stride", "coverage"])
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
 def test_as_is_keeps_a_constant_and_the_weighted_mean(finder: str) -> None:
     module, given_ = merger(dict(learned=False, finder=finder)), tokens()
     merged, _ = module(given_)
@@ -198,7 +195,7 @@ def test_as_is_keeps_a_constant_and_the_weighted_mean(finder: str) -> None:
     torch.testing.assert_close(module(constant)[0].x_BTSC, torch.full((B, F, M, C), 3.25).double())
 
 
-@pytest.mark.parametrize("finder", ["stride", "saliency"])
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 def test_learned_slots_start_as_their_meta_tokens_bit_for_bit(finder: str, dtype: torch.dtype, training: bool) -> None:
@@ -264,7 +261,7 @@ def test_a_moving_patch_leaves_a_path_of_its_slope(dy: int, dx: int) -> None:
     torch.testing.assert_close(who.trajectory[0, slot, 0], torch.zeros(2).double(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("finder", ["stride", "saliency"])
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
 def test_gradients_reach_every_parameter_and_the_input(finder: str) -> None:
     module = merger(dict(learned=True, finder=finder)).train()
     given_ = tokens()
@@ -286,12 +283,32 @@ def test_finite_at_any_scale(mode: dict, dtype: torch.dtype, scale: float) -> No
     assert merged.x_BTSC.dtype == dtype and merged.x_BTSC.isfinite().all() and merged.size_BTS.isfinite().all()
 
 
+def test_what_stands_still_is_new_once_and_what_moves_keeps_its_tokens() -> None:
+    """A still clip in which one bright patch wanders: the second frame of a window keeps the patch before all else."""
+    still = torch.randn(H * W, C, generator=torch.Generator().manual_seed(3)).double()
+    x = still.expand(1, 2, -1, -1).clone()
+    x[0, 0, 7], x[0, 1, 12] = torch.linspace(-3, 3, C), torch.linspace(3, -3, C)
+    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=H * W + 2, frames_in=2)
+    _, who = module(Tokens.of_grid(x, H, W))
+    assert set(range(H * W)) | {H * W + 12, H * W + 7} == set(who.meta[0].tolist())
+
+
+def test_equally_new_tokens_are_kept_on_a_regular_stride() -> None:
+    x = torch.full((1, 2, 16, C), 0.5).double()
+    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=8, frames_in=2)
+    _, who = module(Tokens.of_grid(x, 4, 4))
+    frames = torch.div(who.meta[0], 16, rounding_mode="floor")
+    assert frames.bincount().tolist() == [4, 4]
+    quarters = torch.div(who.meta[0] % 16, 8, rounding_mode="floor") * 2 + (who.meta[0] % 4 > 1)
+    assert quarters.bincount().tolist() == [2, 2, 2, 2]
+
+
 def test_off_the_shelf_tells_objects_apart() -> None:
     """Three flat regions, told by their features: no slot mixes two of them."""
     region = torch.arange(H * W) % 3
     looks = torch.randn(3, C, generator=torch.Generator().manual_seed(1)).double()
     x = looks[region].expand(B, T, -1, -1).clone()
-    _, who = merger(dict(learned=False, finder="coverage"))(Tokens.of_grid(x, H, W))
+    _, who = merger(dict(learned=False, finder="novelty"))(Tokens.of_grid(x, H, W))
     for b in range(B):
         for slot in range(F * M):
             members = (who.assignment[b] == slot).nonzero().flatten() % (H * W)
@@ -339,8 +356,8 @@ def test_dropped_tokens_stay_dropped() -> None:
     [
         (dict(dim=8, frames=3, tokens=4, frames_in=8), "divide"),
         (dict(dim=8, frames=0, tokens=4), "frames=0"),
-        (dict(dim=8, frames=2, tokens=4, finder="magic"), "stride, coverage or saliency"),
-        (dict(dim=8, frames=2, tokens=4, finder="saliency"), "learned=True"),
+        (dict(dim=8, frames=2, tokens=4, finder="magic"), "novelty or stride"),
+        (dict(dim=8, frames=2, tokens=4, finder="saliency", learned=True), "novelty or stride"),
     ],
 )
 def test_impossible_mergers_are_refused(arguments: dict, message: str) -> None:

@@ -385,7 +385,7 @@ def test_one_token_a_window_can_be_left(name: str) -> None:
         ("tome", dict(frames=3, frames_in=8), "divide"),
         ("tome", dict(tokens=0), "tokens=0"),
         ("pool", dict(finder="stride"), "leave finder out"),
-        ("random", dict(finder="coverage"), "leave finder out"),
+        ("random", dict(finder="novelty"), "leave finder out"),
         ("patchmerger", {}, "learned=True"),
         ("tokenlearner", {}, "learned=True"),
     ],

@@ -1,0 +1,55 @@
+"""Ablation: the learned merger at compute 0.5 with one thing changed at a time, all trained alike.
+
+How to run, from the project's root (what is done is not done again):
+    python studies/ablation.py run
+"""
+
+from __future__ import annotations
+
+from runs import Entry, main, path_of, rows_of, trained
+from tables import LEGEND, difference, groups, markdown, origin
+from variants import ARGUMENTS, MERGERS, SIZED
+
+COMPUTE = 0.5
+ENTRIES = [Entry("sttm", COMPUTE, variant) for variant in (*MERGERS, *ARGUMENTS, SIZED)]
+#: What each variant changes, for readers.
+TOLD = {
+    "": "the merger as it is: novelty, soft, before blocks 1 and 2, first window of two frames",
+    "without motion": "motion map gets zeros",
+    "without appearance": "fused tokens add nothing",
+    "selection only": "neither: meta tokens as they are",
+    "hard": "each token goes to one object",
+    "saliency": "meta tokens by a learned score",
+    "within a frame": "windows of one frame: fusion in space only",
+    "over time only": "slots are the tokens of the first of two frames, before block 0: fusion over time, nearly only",
+    "window of the clip": "one window",
+    "before block 0": "one merger",
+    "before block 1": "one merger",
+    "before blocks 1, 2, 3": "three mergers",
+    "stride": "meta tokens on a regular stride",
+    "coverage": "half on a stride, half where these represent the window worst",
+    "random": "meta tokens at random while training, on a stride in testing",
+    SIZED: "log sizes added to attention scores, pooling by size",
+}
+
+
+def report(scale: str, split: str) -> None:
+    """results/ablation.md."""
+    base = [r for r in rows_of("trained", scale, split) if r["method"] == "sttm" and r["compute"] == COMPUTE]
+    rows = base + rows_of("ablation", scale, split)
+    sections = [f"The learned merger at compute {COMPUTE:g}, one thing changed at a time.", LEGEND,
+                origin(rows, "python studies/ablation.py run")]  # fmt: skip
+    for (dataset,), of_set in groups(rows, "dataset").items():
+        found = groups(of_set.rows, "variant")
+        lines = []
+        for (variant,), group in sorted(found.items(), key=lambda entry: (entry[0][0] != "", -entry[1].top1)):
+            less = difference(group, found[("",)]) if variant and ("",) in found else None
+            lines.append((variant or "**sttm**", TOLD[variant], str(len(group.rows)), group.shown,
+                          less.shown if less else ""))  # fmt: skip
+        heads = ("variant", "what it is", "seeds", "top-1 (%)", "less sttm")
+        sections += [f"### {dataset}", markdown(heads, lines)]
+    path_of("ablation", scale, split, "md").write_text("\n\n".join(sections) + "\n")
+
+
+if __name__ == "__main__":
+    main("ablation", __doc__, ENTRIES, trained, report)
