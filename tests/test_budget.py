@@ -83,3 +83,34 @@ def test_frames_beyond_the_config_are_planned_for() -> None:
 def test_printed_plan_is_a_table() -> None:
     text = str(sttm.apply(on_meta("videomae-b"), compute=0.62))
     assert "180.345" in text and "8 x 196 -> 4 x" in text and len(text.splitlines()) == 4
+
+
+def test_layers_and_window_can_be_given() -> None:
+    model = on_meta("videomae-b")
+    plan = sttm.apply(model, compute=0.62, layers=[2, 5, 9], window=4)
+    assert [m.layer for m in plan.mergers] == [2, 5, 9]
+    assert [(m.frames_before, m.frames) for m in plan.mergers] == [(8, 2), (2, 2), (2, 2)]
+    assert 0.61 <= plan.compute <= 0.62
+    sttm.remove(model)
+    within = sttm.apply(model, compute=0.62, learned=True, layers=[4], window=1)
+    assert [(m.layer, m.frames_before, m.frames) for m in within.mergers] == [(4, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(layers=[]), "0 to 11 that rise"),
+        (dict(layers=[3, 3]), "0 to 11 that rise"),
+        (dict(layers=[6, 3]), "0 to 11 that rise"),
+        (dict(layers=[12]), "0 to 11 that rise"),
+        (dict(window=3), "choose one of 1, 2, 4, 8"),
+        (dict(window=0), "choose one of 1, 2, 4, 8"),
+        (dict(method="frames", layers=[3]), "leave layers and window out"),
+        (dict(layers=[11], compute=0.3), "out of reach"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(arguments: dict[str, Any], message: str) -> None:
+    model = on_meta("videomae-b")
+    with pytest.raises(sttm.SttmError, match=message):
+        sttm.apply(model, **arguments)
+    assert sttm.apply(model).compute <= 0.62

@@ -48,8 +48,8 @@ class Habits:
 
 #: What differs from the habits of "sttm"; for the reasons see each method.
 HABITS: dict[str, Habits] = {
-    "random": Habits(gentle=0.4),
-    "pool": Habits(gentle=0.4),
+    "random": Habits(gentle=0.6),
+    "pool": Habits(gentle=0.6),
     "frames": Habits(whole_frames=True),
     "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True),
     "tokenlearner": Habits((1, 1)),
