@@ -170,6 +170,23 @@ def test_mergers_of_the_start_stay_if_the_budget_is_theirs(videomae: Path) -> No
     assert not plug.is_merged(plain)
 
 
+def test_other_places_than_those_of_the_start_are_merged_anew(videomae: Path) -> None:
+    model = sttm.load(videomae)
+    own = sttm.apply(model, 0.7, learned=True, layers=[1, 3], window=1)
+    sttm.save(model, videomae)
+    for merging in ({"layers": [1, 3]}, {"window": 1}, {"layers": [1, 3], "window": 1, "finder": "novelty"}):
+        same, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
+        assert plug.plan_of(same) == own
+    for merging, layers, frames in (
+        ({"layers": [2]}, [2], 1),
+        ({"window": 2}, [1, 2], 1),
+        ({"finder": "stride"}, [1, 2], 1),
+    ):
+        other, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
+        plan = plug.plan_of(other)
+        assert [m.layer for m in plan.mergers] == layers and plan.mergers[-1].frames == frames
+
+
 def test_the_teacher_is_the_plain_start(videomae: Path) -> None:
     wanted = settings({"start": str(videomae)}, merging={"compute": 0.7}, distillation={"weight": 0.5})
     model, _, teacher = start.make(wanted, ["jab", "left hook"])

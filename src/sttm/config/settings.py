@@ -113,6 +113,10 @@ class MergingSettings(_Strict):
     method: str = "sttm"
     learned: bool = True
     finder: str | None = None
+    layers: tuple[Steps, ...] | None = None
+    """Blocks to merge before, counted from 0; left out, the schedule chooses."""
+    window: Count | None = None
+    """Token frames that the first merger joins to one."""
     warmup_steps: Steps = 0
     """Steps at the start in which only the merger's own parameters learn."""
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.config import Settings
-from sttm.config.settings import ModelSettings
+from sttm.config.settings import MergingSettings, ModelSettings
 from sttm.data.labels import plain as plain_name
 from sttm.data.preprocess import Preprocess
 from sttm.data.processor_json import FAMILIES
 from sttm.data.video import Sampling
 from sttm.errors import SttmError
 from sttm.plugging import plug
+from sttm.plugging.plan import Plan
 
 HEAD = "classifier"  # in all families of transformers' video models
 #: Tables of learnt positions over time, by family, and whether an entry is a whole frame of tokens.
@@ -221,12 +222,33 @@ def _merge(model: Any, settings: Settings) -> None:
     compute = wanted.compute if wanted.match_frames is None else _share_of_frames(model, wanted.match_frames)
     if plug.is_merged(model):
         own = plug.plan_of(model)
-        same = compute is None or own.compute <= compute < own.compute + 0.01
-        if same and (own.method, own.learned) == (wanted.method, wanted.learned):
+        if _is_wanted(own, wanted, compute):
             return
+        compute = own.compute if compute is None else compute
         plug.remove(model)
     if compute is not None and compute < 1:
-        plug.apply(model, compute, wanted.method, wanted.learned, finder=wanted.finder)
+        plug.apply(
+            model,
+            compute,
+            wanted.method,
+            wanted.learned,
+            finder=wanted.finder,
+            layers=wanted.layers,
+            window=wanted.window,
+        )
+
+
+def _is_wanted(own: Plan, wanted: MergingSettings, compute: float | None) -> bool:
+    """Whether the mergers that a model came with are those asked for; what the settings leave out may be anything."""
+    if compute is not None and not own.compute <= compute < own.compute + 0.01:
+        return False
+    windows = [m.frames_before // m.frames for m in own.mergers[:1]]
+    return (
+        (own.method, own.learned) == (wanted.method, wanted.learned)
+        and wanted.finder in (None, own.finder)
+        and wanted.layers in (None, tuple(m.layer for m in own.mergers))
+        and wanted.window in (None, *windows)
+    )
 
 
 def _share_of_frames(model: Any, frames: int) -> float:
