@@ -44,7 +44,7 @@ def report(scale: str, split: str) -> None:
              *(found[method, c].shown if (method, c) in found else "" for c in COMPUTES))
             for method in METHODS
         ]  # fmt: skip
-        sections += [f"### {dataset}: plain {plain.shown}", markdown(heads, lines)]
+        sections += [f"### {dataset}: plain {plain.shown}, {len(plain.rows)} seeds", markdown(heads, lines)]
         lines = []
         for method in METHODS:
             group = found.get((method, 0.62))

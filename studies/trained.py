@@ -16,7 +16,7 @@ ENTRIES = [
     *(Entry(method, 0.5) for method in HALF),
     *(Entry(method, compute) for compute in (0.62, 0.35) for method in ALL),
 ]
-HEADS = ("method", "GMACs", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
+HEADS = ("method", "GMACs", "seeds", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
 
 
 def report(scale: str, split: str) -> None:
@@ -50,7 +50,7 @@ def _line(name: str, group: Group, plain: Group | None, ours: Group | None) -> t
     to_plain, to_ours = plain and difference(group, plain), ours and difference(ours, group)
     ratio = f"{(1 - ours.top1) / (1 - group.top1):.2f}" if ours and group.top1 < 1 else ""
     bold = f"**{name}**" if name == "sttm" else name
-    return (bold, f"{group.gmacs:.4f}", group.shown, to_plain.shown if to_plain else "",
+    return (bold, f"{group.gmacs:.4f}", str(len(group.rows)), group.shown, to_plain.shown if to_plain else "",
             to_ours.shown if to_ours else "", ratio)  # fmt: skip
 
 
