@@ -177,11 +177,12 @@ def test_other_places_than_those_of_the_start_are_merged_anew(videomae: Path) ->
     for merging in ({"layers": [1, 3]}, {"window": 1}, {"layers": [1, 3], "window": 1, "finder": "novelty"}):
         same, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
         assert plug.plan_of(same) == own
-    for merging, layers, frames in (
+    others: list[tuple[dict[str, Any], list[int], int]] = [
         ({"layers": [2]}, [2], 1),
         ({"window": 2}, [1, 2], 1),
         ({"finder": "stride"}, [1, 2], 1),
-    ):
+    ]
+    for merging, layers, frames in others:
         other, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
         plan = plug.plan_of(other)
         assert [m.layer for m in plan.mergers] == layers and plan.mergers[-1].frames == frames
