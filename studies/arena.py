@@ -2,9 +2,8 @@
 
 A backbone is pre-trained once a seed, on clips of its own, to read off what a clip shows: where everything is in every
 frame and how far it goes to the next, and the shape, texture and setting. It has then seen no class of *motion* or
-*scene*. Every run starts from the
-backbone of its seed, puts its method in, gets a new head, and trains on the classes: the same clips in the same order,
-the same steps, the same rates.
+*scene*. From the backbone of each seed a plain model is trained on each set. Every run starts from the plain model of
+its seed, puts its method in, and is tuned: the same clips in the same order, the same steps, the same rates; plain too.
 
 Legend: B clips, T frames, H x W a picture, 3 colours, N tokens, C width, K classes.
 """
@@ -12,7 +11,6 @@ Legend: B clips, T frames, H x W a picture, 3 colours, N tokens, C width, K clas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -46,7 +44,7 @@ class Scale:
     Attributes:
         edge, patch, width, depth, heads: of the backbone; a token spans two frames.
         clips: made clips in each split.
-        pretrain_steps, steps, batch: of the trainings.
+        pretrain_steps, steps, tuning, batch: of the backbones, the plain models, the runs.
         rates: peaks, of Muon and of AdamW.
     """
 
@@ -58,16 +56,32 @@ class Scale:
     clips: dict[str, int]
     pretrain_steps: int
     steps: dict[str, int]
+    tuning: dict[str, int]
     batch: int
     rates: tuple[float, float]
 
 
 SCALES = {
-    "small": Scale(48, 6, 64, 4, 2, dict(pretrain=16_000, train=12_000, validation=1_440, test=3_600),
-                   pretrain_steps=3_000, steps=dict(motion=2_000, scene=600), batch=32, rates=(0.02, 2e-3)),
-    "large": Scale(112, 8, 192, 8, 3, dict(pretrain=60_000, train=40_000, validation=3_600, test=7_200),
-                   pretrain_steps=5_000, steps=dict(motion=8_000, scene=3_000), batch=64, rates=(0.02, 1e-3)),
-}  # fmt: skip
+    "small": Scale(
+        *(48, 6, 64, 4, 2),
+        clips=dict(pretrain=16_000, train=12_000, validation=1_440, test=3_600),
+        pretrain_steps=3_000,
+        steps=dict(motion=2_500, scene=800),
+        tuning=dict(motion=500, scene=400),
+        batch=32,
+        rates=(0.02, 2e-3),
+    ),
+    "large": Scale(
+        *(112, 8, 192, 8, 3),
+        clips=dict(pretrain=60_000, train=40_000, validation=3_600, test=7_200),
+        pretrain_steps=5_000,
+        steps=dict(motion=10_000, scene=4_000),
+        tuning=dict(motion=2_000, scene=1_500),
+        batch=64,
+        rates=(0.02, 1e-3),
+    ),
+}
+TUNING_SEED = 100  # added to the seed of a run, so that tuning brings the clips in another order than training did
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------
@@ -226,10 +240,7 @@ def pretrained(seed: int, scale: str) -> dict[str, Tensor]:
             loss = loss + cross_entropy(part_BK, name_B.to(device()))
         advance(loss, optimizers, whole, shape_of_rate(step, size.pretrain_steps))
         if (step + 1) % 250 == 0:
-            kept_states = [optimizer.state_dict() for optimizer in optimizers]
-            state = dict(model=whole.state_dict(), optimizers=kept_states, step=step + 1)
-            torch.save(state, part.with_suffix(".new"))
-            part.with_suffix(".new").replace(part)
+            save_state(part, whole, optimizers, step + 1)
             print(f"backbone {seed}: {step + 1}/{size.pretrain_steps}, loss {loss.item():.3f}", flush=True)
     weights = {key: value.contiguous() for key, value in model.videomae.state_dict().items()}
     save_file(weights, done)
@@ -237,11 +248,11 @@ def pretrained(seed: int, scale: str) -> dict[str, Tensor]:
     return weights
 
 
-def backbone(seed: int, kind: str, scale: str, frames: int = 8) -> Any:
-    """The backbone of a seed with a new head; its positions are a formula and fit any number of frames."""
+def backbone(seed: int, kind: str, scale: str) -> Any:
+    """The backbone of a seed with a new head."""
     weights = pretrained(seed, scale)
     torch.manual_seed(seed)
-    model = new_model(scale, len(CLASSES[kind]), frames)
+    model = new_model(scale, len(CLASSES[kind]), 8)
     model.videomae.load_state_dict(weights)
     return model
 
@@ -297,34 +308,71 @@ def advance(loss: Tensor, optimizers: list[torch.optim.Optimizer], model: nn.Mod
         optimizer.step()
 
 
-def batches(kind: str, seed: int, scale: str, frames: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Clips and classes, each clip mirrored and played backwards by chance, its class with it."""
+def batch(kind: str, seed: int, scale: str, frames: int, step: int) -> tuple[Tensor, Tensor]:
+    """Clips and classes of a step, each clip mirrored and played backwards by chance, its class with it."""
     data, (mirrored, backwards) = split_of(kind, "train", scale), changed_classes(kind)
-    for step in range(steps):
-        indices = order(seed, step, SCALES[scale].batch, len(data))
-        pixels_BT3HW, classes_B = data.clips(indices, frames), data.targets["classes"][indices]
-        chance = np.random.default_rng([seed, step]).integers(2, size=(2, len(indices)))
-        mirror_B, reverse_B = torch.from_numpy(chance).bool()
-        pixels_BT3HW = torch.where(mirror_B.view(-1, 1, 1, 1, 1), pixels_BT3HW.flip(-1), pixels_BT3HW)
-        classes_B = torch.where(mirror_B, mirrored[classes_B], classes_B)
-        pixels_BT3HW = torch.where(reverse_B.view(-1, 1, 1, 1, 1), pixels_BT3HW.flip(1), pixels_BT3HW)
-        classes_B = torch.where(reverse_B, backwards[classes_B], classes_B)
-        yield pixels_BT3HW.to(device()), classes_B.to(device())
+    indices = order(seed, step, SCALES[scale].batch, len(data))
+    pixels_BT3HW, classes_B = data.clips(indices, frames), data.targets["classes"][indices]
+    chance = np.random.default_rng([seed, step]).integers(2, size=(2, len(indices)))
+    mirror_B, reverse_B = torch.from_numpy(chance).bool()
+    pixels_BT3HW = torch.where(mirror_B.view(-1, 1, 1, 1, 1), pixels_BT3HW.flip(-1), pixels_BT3HW)
+    classes_B = torch.where(mirror_B, mirrored[classes_B], classes_B)
+    pixels_BT3HW = torch.where(reverse_B.view(-1, 1, 1, 1, 1), pixels_BT3HW.flip(1), pixels_BT3HW)
+    classes_B = torch.where(reverse_B, backwards[classes_B], classes_B)
+    return pixels_BT3HW.to(device()), classes_B.to(device())
 
 
-def fit(model: nn.Module, kind: str, seed: int, scale: str, frames: int, steps: int | None = None) -> float:
-    """Trains a model, plain or merged, on the classes of a kind; gives the seconds it took."""
-    size = SCALES[scale]
-    steps = steps or size.steps[kind]
+def plain(seed: int, kind: str, scale: str, frames: int = 8) -> Any:
+    """The plain model of a seed on the classes of a kind; trained once, on 8 frames, going on from where it stopped.
+
+    Its positions are a formula that spans the same time with any number of frames, so it takes more of them as it is.
+    """
+    size, done = SCALES[scale], CACHE / scale / f"plain-{kind}-{seed}.safetensors"
+    if not done.exists():
+        model = backbone(seed, kind, scale)
+        fit(model, kind, seed, scale, 8, size.steps[kind], done.with_suffix(".pt"))
+        save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, done)
+        done.with_suffix(".pt").unlink(missing_ok=True)
+    model = new_model(scale, len(CLASSES[kind]), frames)
+    model.load_state_dict(load_file(done))
+    # What is put in next is drawn from the seed.
+    torch.manual_seed(seed)
+    return model.to(device())
+
+
+def fit(model: nn.Module, kind: str, seed: int, scale: str, frames: int, steps: int, kept: Path | None = None) -> float:
+    """Trains a model, plain or merged, on the classes of a kind, from what was kept; gives the seconds it took."""
     model.to(device()).train()
-    optimizers = optimizers_of(model, size.rates)
+    optimizers, first = optimizers_of(model, SCALES[scale].rates), 0
+    if kept is not None and kept.exists():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
+        first = state["step"]
     torch.manual_seed(seed)
     started = time.perf_counter()
-    for step, (pixels_BT3HW, classes_B) in enumerate(batches(kind, seed, scale, frames, steps)):
+    for step in range(first, steps):
+        pixels_BT3HW, classes_B = batch(kind, seed, scale, frames, step)
         with autocast():
             logits_BK = model(pixels_BT3HW).logits
         advance(cross_entropy(logits_BK.float(), classes_B), optimizers, model, shape_of_rate(step, steps))
+        if kept is not None and (step + 1) % 250 == 0:
+            save_state(kept, model, optimizers, step + 1)
+            print(f"plain {kind} {seed}: {step + 1}/{steps}", flush=True)
     return time.perf_counter() - started
+
+
+def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """What it takes to go on from here."""
+    own = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save(dict(model=model.state_dict(), optimizers=own, step=step), path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def tune(model: nn.Module, kind: str, seed: int, scale: str, frames: int) -> float:
+    """Tunes what was put into the plain model of a seed, or that model itself; gives the seconds it took."""
+    return fit(model, kind, seed + TUNING_SEED, scale, frames, SCALES[scale].tuning[kind])
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """Learned ratios: gates share out the multiply-adds over the blocks, against the hand schedule at equal multiply-adds.
 
-First the gates: the plain backbone of a seed trains for GATE_STEPS steps with a gate before every block. A gate takes
+First the gates: the plain model of a seed trains for GATE_STEPS steps with a gate before every block. A gate takes
 no token away. It makes the tokens beyond its count small in attention and pooling, softly, so that the count itself has
 a gradient. Of that gradient only the part counts that leaves the multiply-adds as they are, and every step ends on the
 budget again (a penalty strong enough to hold it drowns the rest). Which tokens are small is drawn anew for every clip,
-always evenly in space and time. Then the counts freeze into a plan of STTM mergers, which trains from the same backbone
+always evenly in space and time. Then the counts freeze into a plan of STTM mergers, which is tuned from the same model
 as all entries of the study `trained`; its STTM is the hand schedule.
 
 How to run, from the project's root, after `python studies/trained.py run --methods sttm`:
@@ -144,10 +144,10 @@ def nested_ranks(position_N3: Tensor) -> Tensor:
 
 
 def learn(run: Run) -> dict[str, Any]:
-    """Trains gates and backbone together; the counts found, and what that took."""
+    """Trains gates and model together; the counts found, and what that took."""
     size, steps = arena.SCALES[run.scale], GATE_STEPS
     started = time.perf_counter()
-    model = arena.backbone(run.seed, run.dataset, run.scale, run.entry.frames)
+    model = arena.plain(run.seed, run.dataset, run.scale, run.entry.frames)
     gated = Gated(model, run.entry.compute).to(arena.device()).train()
     gated.to_budget()
     gated.logit_L.register_post_accumulate_grad_hook(gated.along_budget)
@@ -155,8 +155,8 @@ def learn(run: Run) -> dict[str, Any]:
     gate_optimizer.param_groups[0]["peak"] = GATE_RATE
     optimizers = [*arena.optimizers_of(gated.model, size.rates), gate_optimizer]
     torch.manual_seed(run.seed)
-    clips = arena.batches(run.dataset, run.seed, run.scale, run.entry.frames, steps)
-    for step, (pixels_BT3HW, classes_B) in enumerate(clips):
+    for step in range(steps):
+        pixels_BT3HW, classes_B = arena.batch(run.dataset, run.seed, run.scale, run.entry.frames, step)
         gated.slope = SLOPES[0] + (SLOPES[1] - SLOPES[0]) * step / steps
         with arena.autocast():
             logits_BK = gated(pixels_BT3HW)
@@ -203,14 +203,14 @@ def frozen(model: nn.Module, counts: Sequence[float], compute: float) -> Plan:
 
 
 def worked(run: Run) -> Row:
-    """The gate phase; then its plan in a fresh backbone, trained and tested as every entry is."""
+    """The gate phase; then its plan in the plain model as it was, tuned and tested as every entry is."""
     gates = learn(run)
-    model = arena.backbone(run.seed, run.dataset, run.scale, run.entry.frames)
+    model = arena.plain(run.seed, run.dataset, run.scale, run.entry.frames)
     plan = frozen(model, gates["counts"], run.entry.compute)
     install(model, plan)
-    seconds = arena.fit(model, run.dataset, run.seed, run.scale, run.entry.frames)
+    seconds = arena.tune(model, run.dataset, run.seed, run.scale, run.entry.frames)
     right = arena.answers(model, run.dataset, run.split, run.scale, run.entry.frames)
-    row = run.row(model, right, arena.SCALES[run.scale].steps[run.dataset], seconds)
+    row = run.row(model, right, arena.SCALES[run.scale].tuning[run.dataset], seconds)
     return row | dict(gates=gates, kept=kept(plan, len(gates["counts"])))
 
 

@@ -1,16 +1,14 @@
-"""Off the shelf: nothing is trained after plugging in, on the plain models of the study `trained`.
+"""Off the shelf: methods plugged into the plain models that the study `trained` starts from, and nothing trained after.
 
-How to run, from the project's root, after `python studies/trained.py run --methods plain`:
+How to run, from the project's root:
     python studies/offshelf.py run
 """
 
 from __future__ import annotations
 
 import arena
-import torch
-from runs import Entry, Row, Run, main, path_of, plain_weights, rows_of
+from runs import Entry, Row, Run, main, path_of, rows_of
 from tables import LEGEND, difference, groups, markdown, origin, plot
-from variants import put_in
 
 METHODS = ("sttm", "random", "pool", "tome", "frames", "evit", "sta", "dpcknn")
 COMPUTES = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4)
@@ -19,10 +17,7 @@ ENTRIES = [Entry(), *(Entry(method, compute) for compute in COMPUTES for method 
 
 def tested(run: Run) -> Row:
     """Plugs the entry into the plain model as it was trained, and tests it."""
-    weights = plain_weights(run.dataset, run.seed, run.scale)
-    model = arena.backbone(run.seed, run.dataset, run.scale, run.entry.frames)
-    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    put_in(model, run.entry.method, run.entry.compute, run.entry.variant, learned=False)
+    model = run.model(learned=False)
     right = arena.answers(model, run.dataset, run.split, run.scale, run.entry.frames)
     return run.row(model, right, steps=0, seconds=0.0)
 
@@ -31,7 +26,7 @@ def report(scale: str, split: str) -> None:
     """results/offshelf.md and offshelf.png."""
     rows = rows_of("offshelf", scale, split)
     sections = [
-        "Plugged into the plain models of results/trained.md with nothing trained after it.",
+        "Plugged into the plain models that the runs of results/trained.md start from, and nothing trained after.",
         LEGEND,
         origin(rows, "python studies/offshelf.py run"),
     ]

@@ -59,10 +59,10 @@ class Run:
         wanted = asdict(self.entry) | {"dataset": self.dataset, "seed": self.seed}
         return any(all(row[key] == value for key, value in wanted.items()) for row in rows)
 
-    def model(self) -> nn.Module:
-        """The backbone of the seed with the method in it, untrained."""
-        model = arena.backbone(self.seed, self.dataset, self.scale, self.entry.frames)
-        put_in(model, self.entry.method, self.entry.compute, self.entry.variant)
+    def model(self, *, learned: bool = True) -> nn.Module:
+        """The plain model of the seed with the method put in, not yet tuned."""
+        model = arena.plain(self.seed, self.dataset, self.scale, self.entry.frames)
+        put_in(model, self.entry.method, self.entry.compute, self.entry.variant, learned=learned)
         return model
 
     def row(self, model: nn.Module, right: np.ndarray, steps: int, seconds: float) -> Row:
@@ -77,17 +77,11 @@ class Run:
 
 
 def trained(run: Run) -> Row:
-    """Trains the entry and tests it; the plain model is kept, for studies that plug into it."""
+    """Tunes the entry and tests it."""
     model = run.model()
-    seconds = arena.fit(model, run.dataset, run.seed, run.scale, run.entry.frames)
-    if run.entry == Entry():
-        torch.save(model.state_dict(), plain_weights(run.dataset, run.seed, run.scale))
+    seconds = arena.tune(model, run.dataset, run.seed, run.scale, run.entry.frames)
     right = arena.answers(model, run.dataset, run.split, run.scale, run.entry.frames)
-    return run.row(model, right, arena.SCALES[run.scale].steps[run.dataset], seconds)
-
-
-def plain_weights(dataset: str, seed: int, scale: str) -> Path:
-    return arena.CACHE / scale / f"plain-{dataset}-{seed}.pt"
+    return run.row(model, right, arena.SCALES[run.scale].tuning[run.dataset], seconds)
 
 
 def rows_of(study: str, scale: str = "small", split: str = "test") -> list[Row]:

@@ -1,4 +1,4 @@
-"""Trained, the same backbone, the same recipe and steps for all: plain, STTM and every rival at equal multiply-adds.
+"""Trained: plain, STTM and every rival at equal multiply-adds, from the same models, by the same recipe and steps.
 
 How to run, from the project's root (what is done is not done again):
     python studies/trained.py run
@@ -23,7 +23,7 @@ def report(scale: str, split: str) -> None:
     """results/trained.md and trained.png."""
     rows = rows_of("trained", scale, split)
     sections = [
-        "Plain, STTM and its rivals trained alike from the same backbones, at equal multiply-adds.",
+        "Plain, STTM and its rivals at equal multiply-adds: put into the same plain models and tuned alike.",
         LEGEND,
         origin(rows, "python studies/trained.py run"),
     ]
