@@ -47,6 +47,9 @@ def test_figures_are_those_that_were_measured() -> None:
     for line in (ROOT / "results/real.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| five folds"):
             assert f"| {line.split('|')[4].strip()} | {line.split('|')[5].strip()} |" in README
+    table = (ROOT / "results/offshelf.md").read_text(encoding="utf-8")
+    shown = README.split("`results/offshelf.md`, written")[1].split("\n\n")
+    assert all(line in table for line in (*shown[1].splitlines(), *shown[3].splitlines()))
     (pipeline,) = json.loads((ROOT / "results/pipeline.json").read_text())["rows"]
     assert f"runs at {pipeline['ratio']['p50']:.2f} of the slower" in README
     assert f"percent {pipeline['ratio']['p10']:.2f} and {pipeline['ratio']['p90']:.2f};" in README

@@ -40,6 +40,9 @@ def apply(
 ) -> Plan:
     """Puts token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
+    What that does to accuracy, beside every rival at the same multiply-adds, is in results/offshelf.md for a checkpoint
+    as it is; docs/evidence.md says how it was measured.
+
     Args:
         model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own).
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
