@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arena import IN_A_MIRROR, TRACKS, changed_classes, track_targets
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
-from sttm.data.motions import MOTIONS
 from sttm.data.synth import MOTION_CLASSES, SynthSettings, make
 from sttm.data.video import Sampling, read
 from sttm.metrics import Accuracy, machine
@@ -33,7 +33,7 @@ from sttm.metrics import Accuracy, machine
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "bundled"
 BUNDLE = ROOT / "src" / "sttm" / "bundled"
-EDGE, SIDE, FRAMES, TRACKS = 56, 55, 16, 11  # resized to 56, of which 55 are five patches of 11
+EDGE, SIDE, FRAMES = 56, 55, 16  # resized to 56, of which 55 are five patches of 11
 COMPUTE = 0.62
 FRESH = 3  # seed of the clips that the figures are of
 BATCH, DECAY, WARMUP, HELP = 32, 0.05, 300, 8.0
@@ -84,35 +84,6 @@ def keep(folder: Path, split: str, name: str) -> None:
     np.savez(CACHE / f"{name}.npz", classes=np.array(classes), tracks=np.array(tracks, np.float32))
 
 
-def track_targets(entry: dict[str, list[list[float]]]) -> np.ndarray:
-    """What the helping head reads off each frame: [T, 11], each around [-1, 1]."""
-    target, two, passer = (np.array(entry[name]) for name in ("target", "pair", "passer"))
-    size = np.log(target[:, 2:3] / 14) * 2
-    turn = np.stack([np.sin(target[:, 3]), np.cos(target[:, 3])], axis=1)
-    # Which of the two is which cannot be seen: their middle and how far they are apart can.
-    one, other = two[:, :2], two[:, 2:]
-    apart = np.linalg.norm(one - other, axis=1, keepdims=True) / 28 - 1
-    places = np.concatenate([target[:, :2], (one + other) / 2, passer[:, :2]], axis=1) / 56 - 1
-    return np.concatenate([places, apart, size, turn, passer[:, 2:] * 2 - 1], axis=1)
-
-
-def changed_classes() -> tuple[Tensor, Tensor]:
-    """What each class becomes in a mirror, and played backwards."""
-
-    def number(label: str) -> int:
-        return MOTION_CLASSES.index(label)
-
-    swap = {"left": "right", "right": "left", "clockwise": "anticlockwise", "anticlockwise": "clockwise"}
-    mirrored = [number(" ".join(swap.get(word, word) for word in label.split())) for label in MOTION_CLASSES]
-    labels = {motion.template: motion.label for motion in MOTIONS}
-    backwards = [number(labels[motion.backwards]) for motion in MOTIONS]
-    return torch.tensor(mirrored), torch.tensor(backwards)
-
-
-# What a mirror does to the tracks: x of the target, the pair and the passer, and the way that the target points.
-IN_A_MIRROR = torch.tensor([-1, 1, -1, 1, -1, 1, 1, 1, 1, -1, 1])
-
-
 class Split:
     """One split in memory: pixels as bytes, classes, tracks."""
 
@@ -132,7 +103,7 @@ class Split:
 
 def train(model: nn.Module, name: str, seed: int, helped: bool, cooling: bool) -> float:
     """Trains one stage to its end, going on from the last checkpoint of that name; gives the seconds it took."""
-    mirrored, backwards = changed_classes()
+    mirrored, backwards = changed_classes("motion")
     data, reader = Split("train"), nn.Linear(144, 2 * TRACKS)
     parameters = [*model.parameters(), *(reader.parameters() if helped else ())]
     steps = STEPS[name]
