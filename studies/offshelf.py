@@ -26,7 +26,7 @@ def report(scale: str, split: str) -> None:
     """results/offshelf.md and offshelf.png."""
     rows = rows_of("offshelf", scale, split)
     sections = [
-        "Plugged into the plain models that the runs of results/trained.md start from, and nothing trained after.",
+        "Plugged into the plain models that the runs of studies/trained.py start from, and nothing trained after.",
         LEGEND,
         origin(rows, "python studies/offshelf.py run"),
     ]

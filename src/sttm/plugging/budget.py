@@ -44,9 +44,10 @@ def make_plan(
     multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
     merger would leave under a fifth of its tokens, both move towards the first block. The first merger joins two frames
     to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left.
-    results/ablation.md has what other places and windows do to accuracy.
+    Chosen on a validation split, off the shelf and trained, one seed each: studies/ablation.py is to say it with more.
 
-    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`): ToMe takes as many
+    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or they do better
+    elsewhere: random drop and pooling move forward where a merger would leave under 60 %. ToMe takes as many
     tokens before every block but the first, as long as that is at most half of what is there (the last may fall short);
     "frames" drops frames as early as it can.
 
