@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from runs import Entry, main, path_of, rows_of, trained
 from tables import LEGEND, difference, groups, markdown, origin
-from variants import ARGUMENTS, MERGERS, SIZED
+from variants import ARGUMENTS, MERGERS
 
 COMPUTE = 0.5
-ENTRIES = [Entry("sttm", COMPUTE, variant) for variant in (*MERGERS, *ARGUMENTS, SIZED)]
+ENTRIES = [Entry("sttm", COMPUTE, variant) for variant in (*MERGERS, *ARGUMENTS)]
 #: What each variant changes, for readers.
 TOLD = {
-    "": "the merger as it is: novelty, soft, before blocks 1 and 2, first window of two frames",
-    "without motion": "motion map gets zeros",
-    "without appearance": "fused tokens add nothing",
-    "selection only": "neither: meta tokens as they are",
-    "hard": "each token goes to one object",
+    "": "the merger as it is: novelty, hard, before blocks 1 and 2, first window of two frames",
+    "without motion": "slots are averages, as off the shelf, tuned",
+    "selection only": "slots are their meta tokens and their motion; all other tokens are dropped",
+    "soft": "each token spreads itself over the objects (softmax of cosines over 0.1)",
+    "residual": "slots start as their meta tokens; a map that starts at zero adds what was fused",
     "saliency": "meta tokens by a learned score",
+    "sizes unweighed": "sizes count neither in attention nor in pooling",
     "within a frame": "windows of one frame: fusion in space only",
     "over time only": "slots are the tokens of the first of two frames, before block 0: fusion over time, nearly only",
     "window of the clip": "one window",
@@ -29,7 +30,6 @@ TOLD = {
     "stride": "meta tokens on a regular stride",
     "coverage": "half on a stride, half where these represent the window worst",
     "random": "meta tokens at random while training, on a stride in testing",
-    SIZED: "log sizes added to attention scores, pooling by size",
 }
 
 

@@ -4,6 +4,7 @@ A backbone is pre-trained once a seed, on clips of its own, to read off what a c
 frame and how far it goes to the next, and the shape, texture and setting. It has then seen no class of *motion* or
 *scene*. From the backbone of each seed a plain model is trained on each set. Every run starts from the plain model of
 its seed, puts its method in, and is tuned: the same clips in the same order, the same steps, the same rates; plain too.
+The plain models stop before they saturate, so that a method can show what it adds as well as what it loses.
 
 Legend: B clips, T frames, H x W a picture, 3 colours, N tokens, C width, K classes.
 """
@@ -31,7 +32,7 @@ from sttm.data.staging import CLASSES, plan, render
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "arena"
 FRAMES = 16  # of a made clip; a model sees every second one, or all
-SEEDS = {"pretrain": 200, "train": 201, "validation": 202, "test": 203}  # of the made clips; never of a training
+SEEDS = {"pretrain": 200, "train": 201, "validation": 202, "test": 204}  # of the made clips; never of a training
 TRACKS, KINDS_OF_THINGS = 11, (len(SHAPES), len(TEXTURES), len(SETTINGS))
 HELP = 8.0  # weight of places and ways beside the names of things, in pre-training
 STRIDE = 2.0  # scales a way between two token frames to about [-1, 1]
@@ -66,8 +67,8 @@ SCALES = {
         *(48, 6, 64, 4, 2),
         clips=dict(pretrain=16_000, train=12_000, validation=1_440, test=3_600),
         pretrain_steps=3_000,
-        steps=dict(motion=2_500, scene=800),
-        tuning=dict(motion=500, scene=400),
+        steps=dict(motion=2_500, scene=400),
+        tuning=dict(motion=300, scene=200),
         batch=32,
         rates=(0.02, 2e-3),
     ),
@@ -82,6 +83,7 @@ SCALES = {
     ),
 }
 TUNING_SEED = 100  # added to the seed of a run, so that tuning brings the clips in another order than training did
+TUNING_RATE = 0.3  # of the peak rates of training
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------
@@ -248,11 +250,11 @@ def pretrained(seed: int, scale: str) -> dict[str, Tensor]:
     return weights
 
 
-def backbone(seed: int, kind: str, scale: str) -> Any:
-    """The backbone of a seed with a new head."""
+def backbone(seed: int, kind: str, scale: str, frames: int) -> Any:
+    """The backbone of a seed with a new head; its positions are a formula, so it takes any number of frames."""
     weights = pretrained(seed, scale)
     torch.manual_seed(seed)
-    model = new_model(scale, len(CLASSES[kind]), 8)
+    model = new_model(scale, len(CLASSES[kind]), frames)
     model.videomae.load_state_dict(weights)
     return model
 
@@ -323,14 +325,12 @@ def batch(kind: str, seed: int, scale: str, frames: int, step: int) -> tuple[Ten
 
 
 def plain(seed: int, kind: str, scale: str, frames: int = 8) -> Any:
-    """The plain model of a seed on the classes of a kind; trained once, on 8 frames, going on from where it stopped.
-
-    Its positions are a formula that spans the same time with any number of frames, so it takes more of them as it is.
-    """
-    size, done = SCALES[scale], CACHE / scale / f"plain-{kind}-{seed}.safetensors"
+    """The plain model of a seed on the classes of a kind and on so many frames; trained once, going on if stopped."""
+    of_frames = "" if frames == 8 else f"-{frames}-frames"
+    size, done = SCALES[scale], CACHE / scale / f"plain-{kind}-{seed}{of_frames}.safetensors"
     if not done.exists():
-        model = backbone(seed, kind, scale)
-        fit(model, kind, seed, scale, 8, size.steps[kind], done.with_suffix(".pt"))
+        model = backbone(seed, kind, scale, frames)
+        fit(model, kind, seed, scale, frames, size.steps[kind], size.rates, done.with_suffix(".pt"))
         save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, done)
         done.with_suffix(".pt").unlink(missing_ok=True)
     model = new_model(scale, len(CLASSES[kind]), frames)
@@ -340,10 +340,13 @@ def plain(seed: int, kind: str, scale: str, frames: int = 8) -> Any:
     return model.to(device())
 
 
-def fit(model: nn.Module, kind: str, seed: int, scale: str, frames: int, steps: int, kept: Path | None = None) -> float:
+def fit(
+    model: nn.Module, kind: str, seed: int, scale: str, frames: int, steps: int, rates: tuple[float, float],
+    kept: Path | None = None,
+) -> float:  # fmt: skip
     """Trains a model, plain or merged, on the classes of a kind, from what was kept; gives the seconds it took."""
     model.to(device()).train()
-    optimizers, first = optimizers_of(model, SCALES[scale].rates), 0
+    optimizers, first = optimizers_of(model, rates), 0
     if kept is not None and kept.exists():
         state = torch.load(kept, weights_only=True)
         model.load_state_dict(state["model"])
@@ -370,9 +373,15 @@ def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimi
     path.with_suffix(".new").replace(path)
 
 
+def tuning_rates(scale: str) -> tuple[float, float]:
+    """Peaks while tuning, of Muon and of AdamW."""
+    hidden, others = SCALES[scale].rates
+    return TUNING_RATE * hidden, TUNING_RATE * others
+
+
 def tune(model: nn.Module, kind: str, seed: int, scale: str, frames: int) -> float:
     """Tunes what was put into the plain model of a seed, or that model itself; gives the seconds it took."""
-    return fit(model, kind, seed + TUNING_SEED, scale, frames, SCALES[scale].tuning[kind])
+    return fit(model, kind, seed + TUNING_SEED, scale, frames, SCALES[scale].tuning[kind], tuning_rates(scale))
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def nested_ranks(position_N3: Tensor) -> Tensor:
 
 def learn(run: Run) -> dict[str, Any]:
     """Trains gates and model together; the counts found, and what that took."""
-    size, steps = arena.SCALES[run.scale], GATE_STEPS
+    steps = GATE_STEPS
     started = time.perf_counter()
     model = arena.plain(run.seed, run.dataset, run.scale, run.entry.frames)
     gated = Gated(model, run.entry.compute).to(arena.device()).train()
@@ -153,7 +153,7 @@ def learn(run: Run) -> dict[str, Any]:
     gated.logit_L.register_post_accumulate_grad_hook(gated.along_budget)
     gate_optimizer = torch.optim.Adam([gated.logit_L], lr=GATE_RATE, betas=(0.9, 0.98))
     gate_optimizer.param_groups[0]["peak"] = GATE_RATE
-    optimizers = [*arena.optimizers_of(gated.model, size.rates), gate_optimizer]
+    optimizers = [*arena.optimizers_of(gated.model, arena.tuning_rates(run.scale)), gate_optimizer]
     torch.manual_seed(run.seed)
     for step in range(steps):
         pixels_BT3HW, classes_B = arena.batch(run.dataset, run.seed, run.scale, run.entry.frames, step)

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import sttm
-from sttm.backbones import backbone_of
-from sttm.backbones.protocol import Seat
-from sttm.merging import METHODS
-from sttm.merging.merger import TokenMerger
-from sttm.merging.meta import FINDERS, StrideFinder, regular_picks, stride_order, take
-from sttm.plugging.plug import RECORD
+from sttm.merging import HABITS, METHODS, Habits
+from sttm.merging.merger import TokenMerger, standardised
+from sttm.merging.meta import FINDERS, StrideFinder, own_linear, regular_picks, stride_order, take
+from sttm.merging.tokens import MergeMap, Tokens
 
+SOFT = 0.1
 NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
 
 
 class WithoutMotion(TokenMerger):
-    """The path adds nothing."""
+    """Slots are averages and nothing more, as off the shelf."""
 
-    def _added(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        return super()._added(z_BFMC, torch.zeros_like(path_BFMT2), torch.ones_like(size_BFM))
-
-
-class WithoutAppearance(TokenMerger):
-    """What was fused adds nothing."""
-
-    def _added(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        return super()._added(z_BFMC.detach() * 0, path_BFMT2, size_BFM)
+    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        return z_BFMC
 
 
 class SelectionOnly(TokenMerger):
-    """Meta tokens as they are."""
+    """Slots are their meta tokens, and all other tokens are dropped."""
 
-    def _added(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        return torch.zeros_like(z_BFMC)
+    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
+        share_BFLM = torch.zeros(*feature_BFLC.shape[:-1], self.tokens, dtype=feature_BFLC.dtype)
+        return share_BFLM.to(feature_BFLC.device).scatter(2, meta_BFM[:, :, None], 1.0)
 
 
-class Hard(TokenMerger):
-    """Every token goes to one object; the gradient is that of the soft shares (straight through)."""
+class Soft(TokenMerger):
+    """Tokens spread themselves over the objects, by the softmax of their cosines over SOFT."""
 
-    def _shares(self, logit_BFLM: Tensor) -> Tensor:
-        soft_BFLM = logit_BFLM.softmax(-1)
-        hard_BFLM = torch.zeros_like(soft_BFLM).scatter(-1, logit_BFLM.argmax(-1, keepdim=True), 1.0)
-        return hard_BFLM + soft_BFLM - soft_BFLM.detach()
+    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
+        unit_BFLC = nn.functional.normalize(feature_BFLC, dim=-1)
+        return (unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2) / SOFT).softmax(-1)
+
+
+class Residual(TokenMerger):
+    """Slots start as their meta tokens, bit for bit; a linear map, zero at first, adds what was fused."""
+
+    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
+        super().__init__(dim, frames, tokens, **options)
+        self.appearance = nn.Linear(dim, dim)
+        nn.init.zeros_(self.appearance.weight)
+        nn.init.zeros_(self.appearance.bias)
+
+    def _merge(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
+        merged, told = super()._merge(tokens, True)
+        assert told is not None
+        x_BNC = tokens.x_BTSC.flatten(1, 2)
+        meta_BFMC = x_BNC.gather(1, told.meta[..., None].expand(-1, -1, self.dim)).view_as(merged.x_BTSC)
+        return replace(merged, x_BTSC=meta_BFMC + merged.x_BTSC), told if mapped else None
+
+    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        added_BFMC = own_linear(self.appearance, standardised(z_BFMC)).to(z_BFMC.dtype)
+        return super()._moving(added_BFMC, path_BFMT2, size_BFM)
+
+    def macs(self, frames: int, tokens: int) -> int:
+        return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
 
 
 class CoverageFinder(StrideFinder):
@@ -73,39 +90,51 @@ class RandomFinder(StrideFinder):
         return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(count).indices
 
 
-class SaliencyMerger(TokenMerger):
-    """Meta tokens by a learned score, with Gumbel noise while training; a gate of one carries the gradient to it.
+class SaliencyFinder(StrideFinder):
+    """Meta tokens by a learned score, with Gumbel noise while training; `gate` is one and carries the gradient to it.
 
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017; Kool, van Hoof, Welling,
     "Stochastic Beams and Where to Find Them", ICML 2019 (Gumbel top-k).
     """
 
-    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options | {"finder": "stride"})
+    gate_BFM: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
         self.score = nn.Linear(dim, 1)
 
-    def _meta_tokens(self, x_BFLC: Tensor, feature_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
-        score_BFL = self.score(feature_BFLC).squeeze(-1)
-        ranked_BFL = score_BFL
-        if self.training:
-            uniform = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6)
-            ranked_BFL = score_BFL - torch.log(-torch.log(uniform))
-        meta_BFM = ranked_BFL.topk(self.tokens, dim=-1).indices
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+        score_BFL = own_linear(self.score, x_BFLC).squeeze(-1)
+        uniform_BFL = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6) if self.training else torch.tensor(0.5)
+        meta_BFM = (score_BFL - torch.log(-torch.log(uniform_BFL))).topk(count, dim=-1).indices
         gate_BFM = torch.sigmoid(score_BFL.gather(-1, meta_BFM)).clamp(min=1e-4)
-        gate_BFM = gate_BFM / gate_BFM.detach()
-        return meta_BFM, take(x_BFLC, meta_BFM) * gate_BFM[..., None].to(x_BFLC.dtype)
+        self.gate_BFM = gate_BFM / gate_BFM.detach()
+        return meta_BFM
 
-    def macs(self, frames: int, tokens: int) -> int:
-        return super().macs(frames, tokens) + frames * tokens * self.dim
+    def macs(self, windows: int, length: int, count: int, width: int) -> int:
+        return windows * length * width
 
 
-#: Mergers that differ, and arguments of sttm.apply that do.
+class Saliency(TokenMerger):
+    """Meta tokens by a learned score."""
+
+    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
+        super().__init__(dim, frames, tokens, **options)
+        self.finder = SaliencyFinder(dim)
+
+    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        gate_BFM1 = self.finder.gate_BFM[..., None].to(z_BFMC.dtype)
+        return super()._moving(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
+
+
+#: Mergers that differ, habits and arguments of sttm.apply that do.
 MERGERS: dict[str, type[TokenMerger]] = {
     "without motion": WithoutMotion,
-    "without appearance": WithoutAppearance,
     "selection only": SelectionOnly,
-    "hard": Hard,
-    "saliency": SaliencyMerger,
+    "soft": Soft,
+    "residual": Residual,
+    "saliency": Saliency,
+    "sizes unweighed": TokenMerger,
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "within a frame": {"window": 1},
@@ -118,7 +147,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "coverage": {"finder": "coverage"},
     "random": {"finder": "random"},
 }
-SIZED = "size-proportional"
 
 
 class FirstFrameFinder(StrideFinder):
@@ -131,6 +159,7 @@ class FirstFrameFinder(StrideFinder):
 
 FINDERS |= {"coverage": CoverageFinder, "random": RandomFinder, "first frame": FirstFrameFinder}
 METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
+HABITS["sttm, sizes unweighed"] = Habits(sized=False)
 
 
 def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:
@@ -140,7 +169,3 @@ def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learn
     name = f"{method}, {variant}" if variant in MERGERS else method
     learned = learned and method in NEEDS_TRAINING
     sttm.apply(model, compute=compute, method=name, learned=learned, **ARGUMENTS.get(variant, {}))
-    if variant == SIZED:
-        record, backbone = getattr(model, RECORD), backbone_of(model)
-        seats = [Seat(m.layer, index, m.frames, m.tokens) for index, m in enumerate(record.plan.mergers)]
-        backbone.weigh_by_size(record.patch, model, seats, record.ledger)

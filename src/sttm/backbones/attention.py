@@ -87,7 +87,7 @@ def check_attention(model: Any) -> None:
     if current not in SIZED:
         raise SttmError(
             f"size-proportional attention works with sdpa or eager attention and the model uses {current!r}; "
-            "call model.set_attn_implementation('sdpa') first, or use learned=True, which leaves attention alone"
+            "call model.set_attn_implementation('sdpa') first"
         )
 
 

@@ -36,6 +36,7 @@ class Habits:
         aligned: slot m is the same place, or the same query, in every frame.
         everywhere: a merger before every block but the first, each taking about the same number of tokens.
         whole_frames: frames become fewer, never the tokens in one.
+        sized: slots stand for different numbers of tokens, which count in attention and pooling.
         gentle: a merger that leaves less than this share of the tokens makes the schedule merge earlier instead.
     """
 
@@ -43,6 +44,7 @@ class Habits:
     aligned: bool = True
     everywhere: bool = False
     whole_frames: bool = False
+    sized: bool = True
     gentle: float = 0.2
 
 
@@ -52,7 +54,8 @@ HABITS: dict[str, Habits] = {
     "pool": Habits(gentle=0.6),
     "frames": Habits(whole_frames=True),
     "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True),
-    "tokenlearner": Habits((1, 1)),
+    "patchmerger": Habits(sized=False),
+    "tokenlearner": Habits((1, 1), sized=False),
     "evit": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False),
     "sta": Habits((1, 2), aligned=False),
     "dpcknn": Habits(aligned=False),

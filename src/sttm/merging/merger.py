@@ -22,15 +22,18 @@ from sttm.merging.tokens import MergeMap, Tokens
 OWN_SLOT = 4.0
 # A slot that nothing went to in a frame has no mass there; this only keeps the division finite.
 TINY_MASS = 1e-6
+# How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
+TAU = 0.1
 
 
 class TokenMerger(nn.Module):
     """Merges the tokens of a clip into `frames` x `tokens` slots that stand for its objects.
 
-    Off the shelf (`learned=False`) there is nothing to train: tokens go to the most similar meta token and are
-    averaged by size, so that the size-weighted mean of all tokens stays what it was. Learned (`learned=True`), each
-    slot starts as its own meta token, bit for bit; what the similar tokens look like and how the object moves are
-    added through linear maps that start at zero.
+    Every token goes to the meta token of its window that it is most like, and a slot is the average of its tokens by
+    size, so that the size-weighted mean of all tokens stays what it was. That is all off the shelf (`learned=False`):
+    there is nothing to train. Learned (`learned=True`), each slot gets a motion feature as well: the path of its object
+    through the clip, made of the tokens' positions alone, through a linear map. The map starts at zero, so that a
+    learned merger starts as the one off the shelf, bit for bit.
 
     Args:
         dim: width C of the tokens.
@@ -39,7 +42,7 @@ class TokenMerger(nn.Module):
         frames_in: frames in, T; needed by the learned motion map (default: `frames`).
         learned: adds the trainable parts.
         finder: how meta tokens are found: "novelty", or "stride" where all windows have to keep the same places.
-        similarity_dim: width D in which the learned similarity is measured (default: half of `dim`, at most 64).
+        similarity_dim: width D in which a learned merger follows objects (default: half of `dim`, at most 64).
 
     Example:
         >>> merger = TokenMerger(dim=32, frames=4, tokens=8, frames_in=8)
@@ -75,15 +78,11 @@ class TokenMerger(nn.Module):
         self.finder_name = finder
         self.finder = make_finder(finder)
         if learned:
-            self.query = nn.Linear(dim, similarity_dim, bias=False)
-            self.key = nn.Linear(dim, similarity_dim, bias=False)
-            # Temperatures of: tokens over objects, frames of an object, an object over the tokens of a frame.
-            self.log_tau = nn.Parameter(torch.tensor([0.1, 1.0, 0.1]).log())
-            self.appearance = nn.Linear(dim, dim)
+            self.similarity = nn.Linear(dim, similarity_dim, bias=False)
+            self.log_tau = nn.Parameter(torch.tensor(TAU).log())
             self.motion = nn.Linear(2 * frames_in + 1, dim)
-            for added in (self.appearance, self.motion):
-                nn.init.zeros_(added.weight)
-                nn.init.zeros_(added.bias)
+            nn.init.zeros_(self.motion.weight)
+            nn.init.zeros_(self.motion.bias)
 
     def extra_repr(self) -> str:
         mode = "learned" if self.learned else "off the shelf"
@@ -105,88 +104,66 @@ class TokenMerger(nn.Module):
         self._check(tokens)
         # Similarities and sizes are kept in float32 whatever the model runs in: the steps below cast by hand.
         with torch.autocast(autocast_device(tokens.x_BTSC), enabled=False):
-            return self._merge_learned(tokens, mapped) if self.learned else self._merge_as_is(tokens, mapped)
+            return self._merge(tokens, mapped)
 
     def macs(self, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
         C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens
         found = self.finder.macs(self.frames, N // self.frames, M, C)
-        fused = N * M * C
+        merged = found + 2 * N * M * C + 3 * N * M
         if not self.learned:
-            return found + N * M * C + fused + 3 * N * M
-        similarity = (N + slots) * C * D + slots * N * D
-        in_time = frames * M * C * D
-        followed = 2 * slots * N
-        added = slots * C * (C + 2 * self.frames_in + 1)
-        return found + similarity + fused + in_time + followed + added
+            return merged
+        followed = N * C * D + slots * N * D + 2 * slots * N
+        return merged + followed + slots * C * (2 * self.frames_in + 1)
 
-    def _merge_as_is(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
-        """Off the shelf: the backbone's own features tell objects apart, every token goes to one slot."""
+    def _merge(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
         x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
         meta_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
-        # 2. Similarity, hard: the nearest object takes the whole token, a meta token stays in its own slot.
-        unit_BFLC = normalize(feature_BFLC, dim=-1)
-        cosine_BFLM = unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
-        token_L1 = torch.arange(x_BFLC.shape[2], device=x_BFLC.device)[:, None]
-        owns_BFLM = token_L1 == meta_BFM[:, :, None, :]
-        slot_BFL = (cosine_BFLM + OWN_SLOT * owns_BFLM).argmax(-1)
-        share_BFLM = one_hot(slot_BFL, self.tokens).to(size_BFL.dtype)
+        # 2. Similarity of every token of a window with its objects.
+        share_BFLM = self._shares(feature_BFLC, meta_BFM)
         # 3. and 4. Fusion in each frame, then over the frames of the window, by mass alone: a true average.
         weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
-        in_time_BFWM = mass_BFWM / mass_BFWM.sum(2, keepdim=True)
-        z_BFMC = _fuse(weight_BFWMS, in_time_BFWM, x_BFLC)
-        position_BFM3 = _fuse(weight_BFWMS, in_time_BFWM, position_BFL3)
-        merged = Tokens(z_BFMC, mass_BFWM.sum(2), position_BFM3, tokens.prefix_BPC)
-        return merged, self._map(tokens, merged, slot_BFL, meta_BFM) if mapped else None
-
-    def _merge_learned(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
-        """Learned: each slot is its meta token, plus what fusion and motion have to add."""
-        x_BFLC, size_BFL, position_BFL3 = self._windows(tokens)
-        feature_BFLC = standardised(x_BFLC)
-        # 1. Meta tokens: tokens of the window itself.
-        meta_BFM, meta_BFMC = self._meta_tokens(x_BFLC, feature_BFLC, position_BFL3)
-        # 2. Similarity of every object with every token of the clip.
-        tau = self.log_tau.to(feature_BFLC.dtype).exp()
-        key_BFMD = _project(self.key, take(feature_BFLC, meta_BFM))
-        query_BND = _project(self.query, feature_BFLC).flatten(1, 2)
-        # [B F*M D] x [B D N] -> [B F M N]
-        cosine_BFMN = (key_BFMD.flatten(1, 2) @ query_BND.transpose(1, 2)).unflatten(1, (self.frames, self.tokens))
-        # The tokens of its own window spread themselves over its objects.
-        logit_BFLM = _own_window(cosine_BFMN, self.frames) / tau[0]
-        share_BFLM = self._shares(logit_BFLM)
-        # 3. Spatial fusion in each frame.
-        weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
-        y_BFWMC = _fuse_in_space(weight_BFWMS, x_BFLC)
-        # 4. Temporal fusion in each window: by mass, and by how much the object of that frame resembles its meta token.
-        alike_BFWM = (_project(self.query, standardised(y_BFWMC)) * key_BFMD[:, :, None]).sum(-1)
-        in_time_BFWM = (mass_BFWM.clamp(min=TINY_MASS).log() + alike_BFWM / tau[1]).softmax(2)
-        z_BFMC = (in_time_BFWM[..., None].to(y_BFWMC.dtype) * y_BFWMC).sum(2)
-        # 5. Motion: the object's path through the whole clip, seen from its meta token.
-        place_BFM3 = take(position_BFL3, meta_BFM)
-        path_BFMT2 = self._follow(cosine_BFMN / tau[2], tokens.position_BTS3, place_BFM3)
         size_BFM = mass_BFWM.sum(2)
-        added_BFMC = self._added(z_BFMC, path_BFMT2, size_BFM)
-        slot_BFMC = meta_BFMC + added_BFMC.to(meta_BFMC.dtype)
-        merged = Tokens(slot_BFMC, size_BFM.detach(), place_BFM3, tokens.prefix_BPC)
-        if not mapped:
-            return merged, None
-        return merged, self._map(tokens, merged, logit_BFLM.argmax(-1), meta_BFM, path_BFMT2)
+        in_time_BFWM = mass_BFWM / size_BFM[:, :, None]
+        z_BFMC = _fuse(weight_BFWMS, in_time_BFWM, x_BFLC)
+        place_BFM3 = _fuse(weight_BFWMS, in_time_BFWM, position_BFL3)
+        # 5. Motion: the object's path through the whole clip, seen from where it is.
+        path_BFMT2 = None
+        if self.learned:
+            path_BFMT2 = self._path(feature_BFLC, meta_BFM, tokens.position_BTS3, place_BFM3)
+            z_BFMC = self._moving(z_BFMC, path_BFMT2, size_BFM)
+        merged = Tokens(z_BFMC, size_BFM, place_BFM3, tokens.prefix_BPC)
+        return merged, self._map(tokens, merged, share_BFLM.argmax(-1), meta_BFM, path_BFMT2) if mapped else None
 
-    def _meta_tokens(self, x_BFLC: Tensor, feature_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
-        meta_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
-        return meta_BFM, take(x_BFLC, meta_BFM)
+    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
+        """How much of each token goes to each object, hard: all to the nearest; a meta token stays in its own slot."""
+        unit_BFLC = normalize(feature_BFLC, dim=-1)
+        cosine_BFLM = unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
+        token_L1 = torch.arange(feature_BFLC.shape[2], device=feature_BFLC.device)[:, None]
+        owns_BFLM = token_L1 == meta_BFM[:, :, None, :]
+        slot_BFL = (cosine_BFLM + OWN_SLOT * owns_BFLM).argmax(-1)
+        return one_hot(slot_BFL, self.tokens).to(feature_BFLC.dtype)
 
-    def _added(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        """What a slot has beyond its meta token: the fused appearance, and the path and mass of its object."""
-        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.clamp(min=TINY_MASS).log()[..., None]), dim=-1)
-        return own_linear(self.appearance, standardised(z_BFMC)) + own_linear(self.motion, path_BFMK)
+    def _path(self, feature_BFLC: Tensor, meta_BFM: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
+        """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
+        B, T, S, _ = position_BTS3.shape
+        F, M = meta_BFM.shape[1:]
+        unit_BFLD = normalize(own_linear(self.similarity, feature_BFLC).to(feature_BFLC.dtype), dim=-1)
+        # [B F*M D] x [B D T*S] -> [B F*M T S] -> [B T F*M S]: in every frame the object looks for itself.
+        cosine_BON = take(unit_BFLD, meta_BFM).flatten(1, 2) @ unit_BFLD.flatten(1, 2).transpose(1, 2)
+        tau = self.log_tau.to(cosine_BON.dtype).exp()
+        likeness_BTOS = (cosine_BON / tau).unflatten(2, (T, S)).softmax(-1).transpose(1, 2)
+        there_BTO2 = likeness_BTOS @ position_BTS3[..., 1:].to(likeness_BTOS.dtype)
+        # [B T F*M 2] -> [B F M T 2]
+        return there_BTO2.permute(0, 2, 1, 3).reshape(B, F, M, T, 2) - place_BFM3[..., None, 1:]
 
-    def _shares(self, logit_BFLM: Tensor) -> Tensor:
-        """How each token of a window spreads itself over its objects."""
-        return logit_BFLM.softmax(-1)
+    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        """Slots with what merging took from them, the motion: a linear map of their paths and masses."""
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.log()[..., None]), dim=-1)
+        return z_BFMC + own_linear(self.motion, path_BFMK).to(z_BFMC.dtype)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Features, sizes and positions by window: [B T S ...] -> [B F L ...]; bookkeeping in float32 or finer."""
@@ -203,16 +180,6 @@ class TokenMerger(nn.Module):
         mass_BFWMS = (share_BFLM * size_BFL[..., None]).view(B, F, self.frames_in // F, -1, M).transpose(-1, -2)
         mass_BFWM = mass_BFWMS.sum(-1)
         return mass_BFWMS / mass_BFWM.clamp(min=TINY_MASS)[..., None], mass_BFWM
-
-    def _follow(self, logit_BFMN: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
-        """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
-        B, T, S, _ = position_BTS3.shape
-        F, M = place_BFM3.shape[1:3]
-        # [B F M T*S] -> [B T F*M S]: in every frame the object looks for itself among the tokens there.
-        likeness_BTOS = logit_BFMN.reshape(B, F * M, T, S).softmax(-1).transpose(1, 2)
-        there_BTO2 = likeness_BTOS @ position_BTS3[..., 1:].to(likeness_BTOS.dtype)
-        # [B T F*M 2] -> [B F M T 2]
-        return there_BTO2.permute(0, 2, 1, 3).reshape(B, F, M, T, 2) - place_BFM3[..., None, 1:]
 
     def _map(
         self, tokens: Tokens, merged: Tokens, slot_BFL: Tensor, meta_BFM: Tensor, path: Tensor | None = None
@@ -243,18 +210,6 @@ class TokenMerger(nn.Module):
 def standardised(x_C: Tensor) -> Tensor:
     """Each token at mean 0 and variance 1 over its channels, in float32 or finer: any input scale looks alike."""
     return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
-
-
-def _project(layer: nn.Linear, x_C: Tensor) -> Tensor:
-    """A direction in the similarity space, in the precision of `x`."""
-    return normalize(own_linear(layer, x_C).to(x_C.dtype), dim=-1)
-
-
-def _own_window(cosine_BFMN: Tensor, frames: int) -> Tensor:
-    """Of all similarities those within a window: [B F M F*L] -> [B F L M]."""
-    B, F, M, N = cosine_BFMN.shape
-    # The diagonal of objects' windows and tokens' windows: [B F M F L] -> [B M L F] -> [B F L M]
-    return cosine_BFMN.view(B, F, M, frames, N // frames).diagonal(dim1=1, dim2=3).permute(0, 3, 2, 1)
 
 
 def _fuse_in_space(weight_BFWMS: Tensor, x_BFLK: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sttm.backbones import Backbone, backbone_of
 from sttm.backbones.patch import Patch
 from sttm.backbones.protocol import ClipShape, Grid, Ledger, Page, Seat
 from sttm.errors import SttmError
+from sttm.merging import habits_of
 from sttm.merging.tokens import MergeMap, Tokens
 from sttm.plugging.budget import make_plan, plain_macs
 from sttm.plugging.plan import Plan, build_merger
@@ -48,7 +49,7 @@ def apply(
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
             reaches it from below, within 0.01. 1 puts nothing in.
         method: how tokens become fewer; "sttm", or a rival's name.
-        learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is.
+        learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is. The model starts alike.
         clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
         finder: how meta tokens are found (see `TokenMerger`).
         layers: the blocks to merge before, counted from 0; left out, the schedule chooses (see `make_plan`).
@@ -164,7 +165,7 @@ def _touch(
     grid, blocks = backbone.grid(model, plan.clip_shape), backbone.blocks(model)
     seats = [Seat(m.layer, index, m.frames, m.tokens) for index, m in enumerate(plan.mergers)]
     backbone.fit_blocks(patch, model, seats, ledger, grid)
-    if not plan.learned:
+    if habits_of(plan.method).sized:
         backbone.weigh_by_size(patch, model, seats, ledger)
     frames, tokens = grid.frames, grid.tokens
     for seat, merger in zip(seats, mergers, strict=True):
