@@ -1,11 +1,11 @@
-"""Real people: UT-Interaction, six actions of two persons, plain and merged at 0.62 of the multiply-adds.
+"""Real people: UT-Interaction, six actions of two persons, plain and by several methods at 0.62 of the multiply-adds.
 
 Five folds, each holding out four of the twenty sequences (two of each set), so that every one of the 120 clips is
 tested once by a model that saw no clip of its sequence; and the split of the annotations, which holds out six
 sequences. (The official protocol holds out one sequence at a time and trains within its own set: twenty trainings in
-place of five.) All methods share recipe, seeds and number of steps; the number of epochs was chosen for the plain model
-on sequences 7 and 17, which the split of the annotations trains on. One line of results/real.jsonl is one run, one
-training; a study that was interrupted goes on where it stopped.
+place of five.) All methods share start, recipe, seeds and number of steps; the number of epochs was chosen for the plain
+model on sequences 7 and 17, which the split of the annotations trains on. One line of results/real.jsonl is one run,
+one training; a study that was interrupted goes on where it stopped.
 
 How to run, from the project's root, with the videos at ../shared/data/ut-interaction or where --data says:
     python studies/real.py run --seeds 0,1,2      python studies/real.py table
@@ -38,8 +38,10 @@ COMMIT = subprocess.run(
 ).stdout.strip()
 #: What tells methods apart: settings over configs/ut_interaction.yaml.
 METHODS = {
-    "plain": ["merging.compute=1", "model.start=sttm-motion-plain"],
-    "sttm": ["merging.compute=0.62", "model.start=sttm-motion"],
+    "plain": ["merging.compute=1"],
+    "sttm": ["merging.compute=0.62"],
+    "random": ["merging.compute=0.62", "merging.method=random", "merging.learned=false"],
+    "tome": ["merging.compute=0.62", "merging.method=tome", "merging.learned=false"],
 }
 FOLDS = {f"fold {i}": [str(i + 5 * n) for n in range(4)] for i in range(1, 6)}
 SPLIT = "split of the annotations"
@@ -71,7 +73,7 @@ def run(method: str, fold: str, seed: int, data: Path) -> dict[str, Any]:
     tested = figures["test"]
     return dict(
         study="real", dataset="ut_interaction", method=method, variant=fold,
-        compute=1.0 if method == "plain" else 0.62, learned=method != "plain", frames=16, seed=seed,
+        compute=1.0 if method == "plain" else 0.62, learned=method == "sttm", frames=16, seed=seed,
         macs=figures["macs"], top1=tested["top1"], clips=tested["clips"], steps=figures["steps"],
         seconds=figures["seconds"], commit=COMMIT, machine=figures["machine"],
     )  # fmt: skip
