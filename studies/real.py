@@ -3,9 +3,9 @@
 Five folds, each holding out four of the twenty sequences (two of each set), so that every one of the 120 clips is
 tested once by a model that saw no clip of its sequence; and the split of the annotations, which holds out six
 sequences. (The official protocol holds out one sequence at a time and trains within its own set: twenty trainings in
-place of five.) All methods share start, recipe, seeds and number of steps; the number of epochs was chosen for the plain
-model on sequences 7 and 17, which the split of the annotations trains on. One line of results/real.jsonl is one run,
-one training; a study that was interrupted goes on where it stopped.
+place of five.) All methods share start, recipe, seeds and number of steps; the number of epochs was chosen for the
+plain model on sequences 7 and 17, which the split of the annotations trains on. One line of results/real.jsonl is one
+run, one training; a study that was interrupted goes on where it stopped.
 
 How to run, from the project's root, with the videos at ../shared/data/ut-interaction or where --data says:
     python studies/real.py run --seeds 0,1,2      python studies/real.py table
@@ -24,6 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from tables import show_in_docs
 
 from sttm.config import load
 from sttm.engines import train
@@ -133,6 +134,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 print(f"{method} {fold} seed {seed}: {row['top1']:.3f} in {row['seconds']:.0f} s", flush=True)
     TABLE.write_text(table(done()))
+    show_in_docs(TABLE)
     print(table(done()))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import arena
 import numpy as np
 import torch
+from tables import show_in_docs
 from torch import nn
 from variants import put_in
 
@@ -139,6 +140,8 @@ def main(study: str, doc: str | None, entries: list[Entry], work: Callable[[Run]
         ]
         carry_out(runs, work, options.processes)
     report(options.scale, options.split)
+    if (options.scale, options.split) == ("small", "test"):
+        show_in_docs(path_of(study, "small", "test", "md"))
 
 
 def _among(name: str, names: str | None) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import arena
 import torch
 from runs import COMMIT, RESULTS, Entry, rows_of
-from tables import Group, Row, groups, markdown
+from tables import Group, Row, groups, markdown, show_in_docs
 from variants import put_in
 
 from sttm.metrics import machine
@@ -99,6 +99,7 @@ def main() -> None:
     rows = measure()
     (RESULTS / "speed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (RESULTS / "speed.md").write_text(report(rows))
+    show_in_docs(RESULTS / "speed.md")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,15 @@ def origin(rows: Sequence[Row], command: str) -> str:
     return f"Written by `{command}`. Machine: {'; '.join(machines)}. Commits: {', '.join(commits)}."
 
 
+def show_in_docs(table: Path) -> None:
+    """Puts a table of results/ between its marks on the page docs/evidence.md."""
+    page = table.parents[1] / "docs" / "evidence.md"
+    start, end = f"<!-- results/{table.name} -->\n", "<!-- end -->"
+    before, marked = page.read_text(encoding="utf-8").split(start)
+    rest = marked[marked.index(end) :]
+    page.write_text(f"{before}{start}\n{table.read_text(encoding='utf-8')}\n{rest}", encoding="utf-8")
+
+
 def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
     """Accuracy over multiply-adds, a panel for each data set, a line with a band (one deviation) for each method."""
     import matplotlib

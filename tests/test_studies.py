@@ -128,3 +128,10 @@ def test_tables_are_those_of_the_rows(name: str, tmp_path: Path, monkeypatch: py
     module.report("small", "test")
     written = (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8")
     assert (tmp_path / f"{name}.md").read_text(encoding="utf-8") == written
+
+
+def test_the_page_shows_the_tables() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    for name in [*WRITTEN, "real"]:
+        shown = page.split(f"<!-- results/{name}.md -->\n\n")[1].split("\n<!-- end -->")[0]
+        assert shown == (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8"), name
