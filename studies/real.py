@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from runs import COMMIT
 from tables import show_in_docs
 
 from sttm.config import load
@@ -34,9 +34,6 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "real"
 ROWS, TABLE = ROOT / "results" / "real.jsonl", ROOT / "results" / "real.md"
 CONFIG = ROOT / "configs" / "ut_interaction.yaml"
-COMMIT = subprocess.run(
-    ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-).stdout.strip()
 #: What tells methods apart: settings over configs/ut_interaction.yaml.
 METHODS = {
     "plain": ["merging.compute=1"],

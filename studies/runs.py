@@ -28,9 +28,16 @@ from sttm.metrics import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-COMMIT = subprocess.run(
-    ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-).stdout.strip()
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+#: Of the code; a plus where it has been changed since.
+COMMIT = _git("rev-parse", "--short", "HEAD") + "+" * bool(
+    _git("status", "--porcelain", "--", "src", "studies", "configs")
+)
 
 Row = dict[str, Any]
 
