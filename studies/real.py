@@ -123,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.what == "run":
         seeds = [int(seed) for seed in options.seeds.split(",")]
-        pairs = [*product([SPLIT], seeds), *((fold, seed) for seed, fold in product(seeds, FOLDS))]
+        pairs = [*((fold, seed) for seed, fold in product(seeds, FOLDS)), *product([SPLIT], seeds)]
         for (fold, seed), method in product(pairs, options.methods.split(",")):
             if (method, fold, seed) not in {(row["method"], row["variant"], row["seed"]) for row in done()}:
                 row = run(method, fold, seed, options.data)
