@@ -45,19 +45,19 @@ class Habits:
     everywhere: bool = False
     whole_frames: bool = False
     sized: bool = True
-    gentle: float = 0.2
+    gentle: float = 0.4
 
 
 #: What differs from the habits of "sttm"; for the reasons see each method.
 HABITS: dict[str, Habits] = {
-    "random": Habits(gentle=0.6),
-    "pool": Habits(gentle=0.6),
+    "random": Habits(gentle=0.7),
+    "pool": Habits(gentle=0.7),
     "frames": Habits(whole_frames=True),
-    "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True),
+    "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True, gentle=0.7),
     "patchmerger": Habits(sized=False),
     "tokenlearner": Habits((1, 1), sized=False),
     "evit": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False),
-    "sta": Habits((1, 2), aligned=False),
+    "sta": Habits((1, 2), aligned=False, gentle=0.7),
     "dpcknn": Habits(aligned=False),
 }
 

@@ -42,14 +42,14 @@ def make_plan(
     the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
     at again before it is merged further; no more than two, as every merger costs passes over the tokens that no
     multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
-    merger would leave under a fifth of its tokens, both move towards the first block. The first merger joins two frames
-    to a window, so that tokens fuse in space and in time; the second fuses in space within what the first left.
-    Chosen on a validation split, off the shelf and trained, one seed each: studies/ablation.py is to say it with more.
+    merger would leave under 40 % of its tokens, both move towards the first block: more tokens for all the others. The
+    first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
+    within what the first left. Chosen on the validation split of studies/offshelf.py.
 
     Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or they do better
-    elsewhere: random drop and pooling move forward where a merger would leave under 60 %. ToMe takes as many
-    tokens before every block but the first, as long as that is at most half of what is there (the last may fall short);
-    "frames" drops frames as early as it can.
+    elsewhere: random drop, pooling, ToMe and STA move forward where a merger would leave under 70 %. Before that, ToMe
+    takes as many tokens before every block but the first, as long as that is at most half of what is there (the last
+    may fall short); "frames" drops frames as early as it can.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.

@@ -15,6 +15,8 @@ from sttm.plugging.plan import MergerPlan, Plan, count_macs
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
+#: Where the two mergers sit, as shares of the depth; each next one is earlier, which lets more tokens through.
+SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4), (0, 1 / 12))
 
 
 class Search:
@@ -51,8 +53,7 @@ class Search:
             mergers = self._solve(layers)
             if mergers is None:
                 continue
-            gap = self.compute - self.share(mergers)
-            kept = min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
+            gap, kept = self.compute - self.share(mergers), least_kept(mergers)
             if gap <= TOLERANCE and kept >= self.habits.gentle:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
@@ -72,11 +73,10 @@ class Search:
             yield tuple(self.layers)
             return
         last = self.depth - 1
-        for first, second in ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (1 / 12, 1 / 6)):
-            a = min(max(round(first * self.depth), 1), last)
+        for first, second in SCHEDULES:
+            a = min(round(first * self.depth), last)
             b = min(max(round(second * self.depth), a + 1), last)
             yield (a,) if a == b else (a, b)
-        yield (min(1, last),)
         yield (0,)
 
     def _at(self, layers: Sequence[int], keep: float) -> list[MergerPlan]:
@@ -166,6 +166,11 @@ class Search:
             filled = MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, middle)
             low, high = (middle, high) if self.share([*head, filled]) <= self.compute else (low, middle - 1)
         return (*head, MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, low))
+
+
+def least_kept(mergers: Sequence[MergerPlan]) -> float:
+    """The smallest share of its tokens that a merger leaves."""
+    return min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
 
 
 def _ceil(share: float) -> str:
