@@ -36,6 +36,7 @@ class Habits:
         aligned: slot m is the same place, or the same query, in every frame.
         everywhere: a merger before every block but the first, each taking about the same number of tokens.
         whole_frames: frames become fewer, never the tokens in one.
+        early: merges once, before the first block: what asks no feature gains nothing by waiting for better ones.
         sized: slots stand for different numbers of tokens, which count in attention and pooling.
         gentle: a merger that leaves less than this share of the tokens makes the schedule merge earlier instead.
     """
@@ -44,14 +45,15 @@ class Habits:
     aligned: bool = True
     everywhere: bool = False
     whole_frames: bool = False
+    early: bool = False
     sized: bool = True
     gentle: float = 0.4
 
 
 #: What differs from the habits of "sttm"; for the reasons see each method.
 HABITS: dict[str, Habits] = {
-    "random": Habits(gentle=0.7),
-    "pool": Habits(gentle=0.7),
+    "random": Habits(early=True),
+    "pool": Habits(early=True),
     "frames": Habits(whole_frames=True),
     "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True, gentle=0.7),
     "patchmerger": Habits(sized=False),

@@ -73,7 +73,7 @@ class Search:
             yield tuple(self.layers)
             return
         last = self.depth - 1
-        for first, second in SCHEDULES:
+        for first, second in () if self.habits.early else SCHEDULES:
             a = min(round(first * self.depth), last)
             b = min(max(round(second * self.depth), a + 1), last)
             yield (a,) if a == b else (a, b)
