@@ -16,6 +16,7 @@ ENTRIES = [
     *(Entry(method, 0.5) for method in HALF),
     *(Entry(method, compute) for compute in (0.62, 0.35) for method in ALL),
 ]
+SHORT = ("data set", "compute", "plain", "STTM", "STTM less plain", "best rival", "STTM less it", "errors over its")
 HEADS = ("method", "GMACs", "seeds", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
 
 
@@ -27,6 +28,7 @@ def report(scale: str, split: str) -> None:
         LEGEND,
         origin(rows, "python studies/trained.py run"),
     ]
+    sections += ["### In short", markdown(SHORT, _in_short(rows))]
     for (dataset,), of_set in groups(rows, "dataset").items():
         plain = groups(of_set.rows, "method").get(("plain",))
         for (compute,), at_compute in groups(of_set.rows, "compute").items():
@@ -35,6 +37,22 @@ def report(scale: str, split: str) -> None:
             sections += [f"### {dataset}, compute {compute:g}", _table(at_compute.rows, plain)]
     path_of("trained", scale, split, "md").write_text("\n\n".join(sections) + "\n")
     plot(path_of("trained", scale, split, "png"), rows)
+
+
+def _in_short(rows: list[Row]) -> list[tuple[str, ...]]:
+    """STTM beside plain and beside the best of its rivals, on each data set at each compute."""
+    found, lines = groups(rows, "dataset", "compute", "method"), []
+    for (dataset, compute, method), ours in sorted(found.items(), key=lambda entry: (entry[0][0], -entry[0][1])):
+        plain = found.get((dataset, 1.0, "plain"))
+        if method != "sttm" or plain is None:
+            continue
+        rivals = {m: group for (d, c, m), group in found.items() if (d, c) == (dataset, compute) and m != "sttm"}
+        best = max(rivals, key=lambda name: rivals[name].top1)
+        to_plain, to_best = difference(ours, plain), difference(ours, rivals[best])
+        lines.append((dataset, f"{compute:g}", plain.shown, ours.shown, to_plain.shown if to_plain else "",
+                      f"{best} {rivals[best].shown}", to_best.shown if to_best else "",
+                      f"{(1 - ours.top1) / (1 - rivals[best].top1):.2f}"))  # fmt: skip
+    return lines
 
 
 def _table(rows: tuple[Row, ...], plain: Group | None) -> str:
