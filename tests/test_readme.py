@@ -50,6 +50,11 @@ def test_figures_are_those_that_were_measured() -> None:
     table = (ROOT / "results/offshelf.md").read_text(encoding="utf-8")
     shown = README.split("`results/offshelf.md`, written")[1].split("\n\n")
     assert all(line in table for line in (*shown[1].splitlines(), *shown[3].splitlines()))
+    table = (ROOT / "results/trained.md").read_text(encoding="utf-8")
+    shown = README.split("`results/trained.md`,")[1].split("\n\n")[1]
+    assert shown.count("\n") == 7 and shown in table
+    table = (ROOT / "results/equal.md").read_text(encoding="utf-8")
+    assert README.split("`results/equal.md`, written")[1].split("\n\n")[1] in table
     (pipeline,) = json.loads((ROOT / "results/pipeline.json").read_text())["rows"]
     assert f"runs at {pipeline['ratio']['p50']:.2f} of the slower" in README
     assert f"percent {pipeline['ratio']['p10']:.2f} and {pipeline['ratio']['p90']:.2f};" in README
