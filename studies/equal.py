@@ -36,9 +36,11 @@ def report(scale: str, split: str) -> None:
     for (dataset,), of_set in groups(rows, "dataset").items():
         found = groups(of_set.rows, "method", "frames")
         plain = found.get(("plain", FEW))
+        if plain is None:
+            continue
         lines = []
         for (method, frames), group in sorted(found.items(), key=lambda entry: -entry[1].top1):
-            less = plain and group is not plain and difference(group, plain)
+            less = difference(group, plain) if group is not plain else None
             name = f"**{method}**" if method == "sttm" else method
             lines.append((name, str(frames), f"{group.gmacs:.4f}", group.shown, less.shown if less else ""))
         heads = ("method", "frames", "GMACs", "top-1 (%)", f"less plain on {FEW} frames")

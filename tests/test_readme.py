@@ -51,8 +51,8 @@ def test_figures_are_those_that_were_measured() -> None:
     shown = README.split("`results/offshelf.md`, written")[1].split("\n\n")
     assert all(line in table for line in (*shown[1].splitlines(), *shown[3].splitlines()))
     table = (ROOT / "results/trained.md").read_text(encoding="utf-8")
-    shown = README.split("`results/trained.md`,")[1].split("\n\n")[1]
-    assert shown.count("\n") == 7 and shown in table
+    in_short = README.split("`results/trained.md`,")[1].split("\n\n")[1]
+    assert in_short.count("\n") == 7 and in_short in table
     table = (ROOT / "results/equal.md").read_text(encoding="utf-8")
     assert README.split("`results/equal.md`, written")[1].split("\n\n")[1] in table
     (pipeline,) = json.loads((ROOT / "results/pipeline.json").read_text())["rows"]

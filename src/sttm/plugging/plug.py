@@ -42,7 +42,7 @@ def apply(
     """Puts token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
     What that does to accuracy, beside every rival at the same multiply-adds, is in results/offshelf.md for a checkpoint
-    as it is; docs/evidence.md says how it was measured.
+    as it is and in results/trained.md for one that is tuned; docs/evidence.md says how it was measured.
 
     Args:
         model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own).
