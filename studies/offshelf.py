@@ -26,13 +26,15 @@ def report(scale: str, split: str) -> None:
     """results/offshelf.md and offshelf.png."""
     rows = rows_of("offshelf", scale, split)
     sections = [
-        "Plugged into the plain models that the runs of studies/trained.py start from, and nothing trained after.",
+        "Plugged into the plain models that the runs of studies/trained.py start from, and nothing trained after. "
+        "An entry is left empty until it has all seeds.",
         LEGEND,
         origin(rows, "python studies/offshelf.py run"),
     ]
     for (dataset,), of_set in groups(rows, "dataset").items():
         found = groups(of_set.rows, "method", "compute")
         plain = found["plain", 1.0]
+        found = {entry: group for entry, group in found.items() if group.is_beside(plain)}
         heads = ("top-1 (%)", *(f"{compute:g}" for compute in COMPUTES))
         lines = [
             (f"**{method}**" if method == "sttm" else method,

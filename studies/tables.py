@@ -42,6 +42,10 @@ class Group:
     def spread(self) -> float:
         return stdev(row["top1"] for row in self.rows) if len(self.rows) > 1 else 0.0
 
+    def is_beside(self, other: Group) -> bool:
+        """Whether it has the same seeds: means over others compare nothing, as seeds differ more than methods."""
+        return self.seeds.keys() == other.seeds.keys()
+
     @property
     def gmacs(self) -> float:
         return float(self.rows[0]["macs"]) / 1e9
@@ -140,8 +144,8 @@ def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
         mine = [row for row in rows if row["dataset"] == dataset]
         plain = Group(tuple(row for row in mine if row["method"] == "plain"))
         for number, label in enumerate(names):
-            points = groups([row for row in mine if row[name] == label], "compute")
-            ordered = sorted(points.values(), key=lambda group: group.gmacs)
+            points = groups([row for row in mine if row[name] == label], "compute").values()
+            ordered = sorted((group for group in points if group.is_beside(plain)), key=lambda group: group.gmacs)
             if not ordered:
                 continue
             x, y = [g.gmacs for g in ordered], np.array([100 * g.top1 for g in ordered])

@@ -49,6 +49,7 @@ def test_a_paired_difference_is_of_the_same_clips_and_seeds() -> None:
     one = tables.Group((row(many, 0), row(many, 1), row(few, 2)))
     other = tables.Group((row(few, 0), row(many, 1)))
     found = tables.difference(one, other)
+    assert one.is_beside(one) and not one.is_beside(other)
     assert found.by_seed == (0.5, 0.0) and found.p < 0.001
     assert found.shown == "+25.0 (+0.0 to +50.0), p < 0.001"
     # As many right, but others: nothing to tell them apart.
