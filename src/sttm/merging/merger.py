@@ -79,7 +79,7 @@ class TokenMerger(nn.Module):
         self.finder = make_finder(finder)
         if learned:
             self.similarity = nn.Linear(dim, similarity_dim, bias=False)
-            self.log_tau = nn.Parameter(torch.tensor(TAU).log())
+            self.log_tau = nn.Parameter(torch.tensor([TAU]).log())
             self.motion = nn.Linear(2 * frames_in + 1, dim)
             nn.init.zeros_(self.motion.weight)
             nn.init.zeros_(self.motion.bias)
