@@ -36,7 +36,7 @@ class Habits:
         aligned: slot m is the same place, or the same query, in every frame.
         everywhere: a merger before every block but the first, each taking about the same number of tokens.
         whole_frames: frames become fewer, never the tokens in one.
-        early: merges once, before the first block: what asks no feature gains nothing by waiting for better ones.
+        early: merges once, before the first block, as it asks no feature.
         sized: slots stand for different numbers of tokens, which count in attention and pooling.
         gentle: a merger that leaves less than this share of the tokens makes the schedule merge earlier instead.
     """

@@ -44,10 +44,10 @@ def make_plan(
     multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
     merger would leave under 40 % of its tokens, both move towards the first block: more tokens for all the others. The
     first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
-    within what the first left. Chosen on the validation split of studies/offshelf.py.
+    within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
 
-    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or they do better
-    elsewhere: random drop and pooling merge once, before the first block; ToMe and STA move forward where a merger
+    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or another place
+    was tried for them (docs/evidence.md says with what outcome): random drop and pooling merge once, before the first block; ToMe and STA move forward where a merger
     would leave under 70 %. Before that, ToMe takes as many tokens before every block but the first, as long as that is
     at most half of what is there (the last may fall short); "frames" drops frames as early as it can.
 
