@@ -28,17 +28,15 @@ class WithoutMotion(TokenMerger):
 class SelectionOnly(TokenMerger):
     """Slots are their meta tokens, and all other tokens are dropped."""
 
-    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
-        share_BFLM = torch.zeros(*feature_BFLC.shape[:-1], self.tokens, dtype=feature_BFLC.dtype)
-        return share_BFLM.to(feature_BFLC.device).scatter(2, meta_BFM[:, :, None], 1.0)
+    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
+        return torch.zeros_like(cosine_BFLM).scatter(2, meta_BFM[:, :, None], 1.0)
 
 
 class Soft(TokenMerger):
     """Tokens spread themselves over the objects, by the softmax of their cosines over SOFT."""
 
-    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
-        unit_BFLC = nn.functional.normalize(feature_BFLC, dim=-1)
-        return (unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2) / SOFT).softmax(-1)
+    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
+        return (cosine_BFLM / SOFT).softmax(-1)
 
 
 class Residual(TokenMerger):
@@ -68,7 +66,7 @@ class Residual(TokenMerger):
 class CoverageFinder(StrideFinder):
     """Half of the meta tokens on a regular stride, the other half where those represent the window worst."""
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         seeds = (count + 1) // 2
         order_BFL = stride_order(position_BFL3)
         seed_BFM = order_BFL[..., regular_picks(order_BFL.shape[-1], seeds, x_BFLC.device)]
@@ -78,15 +76,15 @@ class CoverageFinder(StrideFinder):
         return torch.cat((seed_BFM, worst_BFM), dim=-1)
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return windows * length * ((count + 1) // 2) * width
+        return super().macs(windows, length, count, width) + windows * length * ((count + 1) // 2) * width
 
 
 class RandomFinder(StrideFinder):
     """Meta tokens at random while training, on a regular stride in testing."""
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         if not self.training:
-            return super().forward(x_BFLC, position_BFL3, count)
+            return super().pick(x_BFLC, position_BFL3, count)
         return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(count).indices
 
 
@@ -103,7 +101,7 @@ class SaliencyFinder(StrideFinder):
         super().__init__()
         self.score = nn.Linear(dim, 1)
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         score_BFL = own_linear(self.score, x_BFLC).squeeze(-1)
         uniform_BFL = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6) if self.training else torch.tensor(0.5)
         meta_BFM = (score_BFL - torch.log(-torch.log(uniform_BFL))).topk(count, dim=-1).indices
@@ -112,7 +110,7 @@ class SaliencyFinder(StrideFinder):
         return meta_BFM
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return windows * length * width
+        return super().macs(windows, length, count, width) + windows * length * width
 
 
 class Saliency(TokenMerger):
@@ -152,7 +150,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 class FirstFrameFinder(StrideFinder):
     """The tokens of the first frame of a window, as many as are asked for, on a regular stride there."""
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         first_BFL = stride_order(position_BFL3)[..., : position_BFL3.shape[2] // 2]
         return first_BFL[..., regular_picks(first_BFL.shape[-1], count, x_BFLC.device)]
 

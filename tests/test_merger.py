@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import sttm
 from sttm.merging.merger import TokenMerger
-from sttm.merging.meta import stride_order
+from sttm.merging.meta import make_finder, stride_order
 from sttm.merging.tokens import MergeMap, Tokens, compose, grid_positions
 
 MODES = [
@@ -85,7 +86,7 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                 sizes[b, f, k] = mass
                 if module.learned:
                     path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
-                    felt = torch.cat([*path, mass.log()[None]])
+                    felt = torch.cat([*(4 * step for step in path), mass.log()[None]])
                     slots[b, f, k] += weights["motion.weight"] @ felt + weights["motion.bias"]
     return slots, sizes, places, assignment
 
@@ -303,6 +304,19 @@ def test_a_stride_takes_one_token_of_every_block() -> None:
     order = stride_order(grid_positions(1, 8, 8)[None, None, 0])[0, 0]
     blocks = {(int(i) // 8 // 2, int(i) % 8 // 2) for i in order[2::4]}
     assert len(blocks) == 16 and sorted(order.tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
+def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(finder: str) -> None:
+    x_BFLC = torch.randn(B, F, H * W, C, generator=torch.Generator().manual_seed(0)).double() * 7
+    x_BFLC[0, 0, 3] = 0.0  # a token of nothing is like none
+    position_BFL3 = grid_positions(1, H, W).double().expand(B, F, H * W, 3)
+    meta_BFM, cosine_BFLM = make_finder(finder)(x_BFLC, position_BFL3, M)
+    for b, f in itertools.product(range(B), range(F)):
+        expected = torch.stack(
+            [torch.stack([unit(x) @ unit(x_BFLC[b, f, m]) for m in meta_BFM[b, f]]) for x in x_BFLC[b, f]]
+        )
+        torch.testing.assert_close(cosine_BFLM[b, f], expected)
 
 
 def test_maps_compose_as_the_mergers_do() -> None:

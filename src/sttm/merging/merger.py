@@ -24,6 +24,8 @@ OWN_SLOT = 4.0
 TINY_MASS = 1e-6
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
 TAU = 0.1
+# Paths count in quarters of half a picture: in that unit a way is as large as a feature, and as quick to learn from.
+PATH_UNIT = 1 / 4
 
 
 class TokenMerger(nn.Module):
@@ -109,8 +111,7 @@ class TokenMerger(nn.Module):
     def macs(self, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
         C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens
-        found = self.finder.macs(self.frames, N // self.frames, M, C)
-        merged = found + 2 * N * M * C + 3 * N * M
+        merged = self.finder.macs(self.frames, N // self.frames, M, C) + N * M * (C + 3)
         if not self.learned:
             return merged
         followed = N * C * D + slots * N * D + 2 * slots * N
@@ -121,9 +122,9 @@ class TokenMerger(nn.Module):
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
-        meta_BFM = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        meta_BFM, cosine_BFLM = self.finder(feature_BFLC, position_BFL3, self.tokens)
         # 2. Similarity of every token of a window with its objects.
-        share_BFLM = self._shares(feature_BFLC, meta_BFM)
+        share_BFLM = self._shares(cosine_BFLM, meta_BFM)
         # 3. and 4. Fusion in each frame, then over the frames of the window, by mass alone: a true average.
         weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
         size_BFM = mass_BFWM.sum(2)
@@ -138,14 +139,12 @@ class TokenMerger(nn.Module):
         merged = Tokens(z_BFMC, size_BFM, place_BFM3, tokens.prefix_BPC)
         return merged, self._map(tokens, merged, share_BFLM.argmax(-1), meta_BFM, path_BFMT2) if mapped else None
 
-    def _shares(self, feature_BFLC: Tensor, meta_BFM: Tensor) -> Tensor:
+    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
         """How much of each token goes to each object, hard: all to the nearest; a meta token stays in its own slot."""
-        unit_BFLC = normalize(feature_BFLC, dim=-1)
-        cosine_BFLM = unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
-        token_L1 = torch.arange(feature_BFLC.shape[2], device=feature_BFLC.device)[:, None]
+        token_L1 = torch.arange(cosine_BFLM.shape[2], device=cosine_BFLM.device)[:, None]
         owns_BFLM = token_L1 == meta_BFM[:, :, None, :]
         slot_BFL = (cosine_BFLM + OWN_SLOT * owns_BFLM).argmax(-1)
-        return one_hot(slot_BFL, self.tokens).to(feature_BFLC.dtype)
+        return one_hot(slot_BFL, self.tokens).to(cosine_BFLM.dtype)
 
     def _path(self, feature_BFLC: Tensor, meta_BFM: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
         """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
@@ -162,7 +161,7 @@ class TokenMerger(nn.Module):
 
     def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         """Slots with what merging took from them, the motion: a linear map of their paths and masses."""
-        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.log()[..., None]), dim=-1)
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2) / PATH_UNIT, size_BFM.log()[..., None]), dim=-1)
         return z_BFMC + own_linear(self.motion, path_BFMK).to(z_BFMC.dtype)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Finding the meta tokens: which tokens of a window the slots grow from (step 1 of the method).
 
-A finder looks at the tokens of each window and names M of them. All finders answer the same call, so that they can
-be exchanged: `finder(x, position, count) -> index`.
+A finder looks at the tokens of each window, names M of them, and says how much every token is like each of them. All
+finders answer the same call, so that they can be exchanged: `finder(x_BFLC, position_BFL3, count) -> (meta_BFM,
+cosine_BFLM)`, the indices of the meta tokens and all cosines with them.
 
 Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C width; 3 = (t, y, x).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
 
 from sttm.errors import SttmError
 
@@ -17,6 +19,8 @@ from sttm.errors import SttmError
 LATTICE_BITS = 6
 # Tells equally new tokens apart, by far less than features differ.
 TIE = 1e-5
+# Squared length of a token of nothing; only keeps the division finite.
+TINY_SQUARE = 1e-24
 
 
 def stride_order(position_BFL3: Tensor) -> Tensor:
@@ -45,31 +49,45 @@ def regular_picks(length: int, count: int, device: torch.device) -> Tensor:
 class StrideFinder(nn.Module):
     """Meta tokens on a regular stride in time and space: nothing to learn, the same places in every window."""
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        meta_BFM = self.pick(x_BFLC, position_BFL3, count)
+        unit_BFLC = normalize(x_BFLC, dim=-1)
+        return meta_BFM, unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
+
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+        """Indices of the meta tokens: [B F M]."""
         order_BFL = stride_order(position_BFL3)
         return order_BFL[..., regular_picks(order_BFL.shape[-1], count, x_BFLC.device)]
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return 0
+        return windows * length * count * width
 
 
 class NoveltyFinder(nn.Module):
     """Meta tokens are the tokens least like any that came before them, frame by frame and along a curve in each frame.
 
     Needs no training and adapts to the clip: what stands still, or goes on as a wall or a lawn does, is new once;
-    what moves or differs keeps tokens of its own.
+    what moves or differs keeps tokens of its own. All tokens of a window are compared with all, and of that the
+    cosines with the meta tokens are a part, which costs nothing more.
     """
 
-    @torch.no_grad()
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        L, C = x_BFLC.shape[-2:]
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        product_BFLL = x_BFLC @ x_BFLC.transpose(-1, -2)
+        meta_BFM = self._newest(product_BFLL.detach(), position_BFL3, count, x_BFLC.shape[-1])
+        to_unit_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1).clamp(min=TINY_SQUARE).rsqrt()
+        to_unit_BFM1 = to_unit_BFL.gather(-1, meta_BFM)[..., None]
+        cosine_BFML = take(product_BFLL, meta_BFM) * to_unit_BFM1 * to_unit_BFL[..., None, :]
+        return meta_BFM, cosine_BFML.transpose(-1, -2)
+
+    @staticmethod
+    def _newest(product_BFLL: Tensor, position_BFL3: Tensor, count: int, width: int) -> Tensor:
+        square_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1)
+        apart_BFLL = square_BFL[..., None] + square_BFL[..., None, :] - 2 * product_BFLL
         rank_BFL = stride_order(position_BFL3).argsort(-1)
-        square_BFL = x_BFLC.square().sum(-1)
-        apart_BFLL = square_BFL[..., None] + square_BFL[..., None, :] - 2 * x_BFLC @ x_BFLC.transpose(-1, -2)
         later_BFLL = rank_BFL[..., None, :] >= rank_BFL[..., None]
-        novelty_BFL = apart_BFLL.masked_fill(later_BFLL, torch.inf).amin(-1) / C
+        novelty_BFL = apart_BFLL.masked_fill(later_BFLL, torch.inf).amin(-1) / width
         # What is equally new, as in a still clip, falls on a regular stride.
-        novelty_BFL = novelty_BFL.clamp(min=0) - TIE * spread(L, x_BFLC.device)[rank_BFL]
+        novelty_BFL = novelty_BFL.clamp(min=0) - TIE * spread(rank_BFL.shape[-1], rank_BFL.device)[rank_BFL]
         return novelty_BFL.topk(count, dim=-1).indices
 
     def macs(self, windows: int, length: int, count: int, width: int) -> int:
@@ -110,4 +128,4 @@ def take(x_BFLC: Tensor, index_BFM: Tensor) -> Tensor:
 
 def own_linear(layer: nn.Linear, x_C: Tensor) -> Tensor:
     """`layer` in the precision of its weights, whatever that of `x` is."""
-    return nn.functional.linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)
+    return linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)

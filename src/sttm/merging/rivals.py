@@ -203,7 +203,7 @@ class RandomDrop(Rival):
         if self.training and self.finder_name is None:
             meta_BFM = torch.rand(size_BFL.shape, device=x_BFLC.device).topk(self.tokens).indices
         else:
-            meta_BFM = StrideFinder()(x_BFLC, position_BFL3, self.tokens)
+            meta_BFM = StrideFinder().pick(x_BFLC, position_BFL3, self.tokens)
         return kept(x_BFLC, position_BFL3, meta_BFM.sort(-1).values)
 
 
