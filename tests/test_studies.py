@@ -88,6 +88,23 @@ def test_variants_meet_the_budget_and_learn() -> None:
     assert len(seen) == 1 + len(variants.MERGERS) + len(variants.ARGUMENTS)  # each computes something else
 
 
+def test_gates_hold_their_budget_and_freeze_into_a_plan_of_it() -> None:
+    arena, gates = study("arena"), study("gates")
+    torch.manual_seed(0)
+    gated = gates.Gated(arena.new_model("small", 16, 8), 0.5).train()
+    gated.logit_L.data += torch.tensor([1.0, -1.0, 0.5, 0.0])
+    gated.to_budget()
+    assert float(gated.macs().detach() / gated.budget) == pytest.approx(1, abs=0.01)
+    gated(torch.randn(2, 8, 3, 48, 48)).square().sum().backward()
+    assert gated.logit_L.grad.abs().min() > 0
+    counts = gated.counts().tolist()
+    assert counts == sorted(counts, reverse=True) and counts[0] <= 256
+    plan = gates.frozen(arena.new_model("small", 16, 8), counts, 0.5)
+    assert 0.49 <= plan.compute <= 0.5
+    seen = gates.kept(plan, 4)
+    assert all(abs(frozen / count - 1) < 0.1 for frozen, count in zip(seen, counts, strict=True))
+
+
 def test_clips_reversed_and_mirrored_change_their_class_and_back() -> None:
     arena = study("arena")
     for kind in ("motion", "scene"):

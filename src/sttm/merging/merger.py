@@ -111,7 +111,7 @@ class TokenMerger(nn.Module):
     def macs(self, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
         C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens
-        merged = self.finder.macs(self.frames, N // self.frames, M, C) + N * M * (C + 3)
+        merged = self.finder.macs(self.frames, frames // self.frames * tokens, M, C) + N * M * (C + 3)
         if not self.learned:
             return merged
         followed = N * C * D + slots * N * D + 2 * slots * N
