@@ -547,7 +547,7 @@ def test_size_weighs_attention_as_in_tome() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4,))]
+    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4, 4))]
 )
 def test_windows_are_those_of_the_papers(name: str, frames: tuple[int, ...]) -> None:
     model = on_meta("videomae-b")

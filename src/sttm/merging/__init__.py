@@ -53,7 +53,7 @@ class Habits:
 #: What differs from the habits of "sttm"; for the reasons see each method.
 HABITS: dict[str, Habits] = {
     "random": Habits(early=True),
-    "pool": Habits(early=True),
+    "pool": Habits(gentle=0.7),
     "frames": Habits(whole_frames=True),
     "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True, gentle=0.7),
     "patchmerger": Habits(sized=False),
