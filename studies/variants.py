@@ -28,15 +28,15 @@ class WithoutMotion(TokenMerger):
 class SelectionOnly(TokenMerger):
     """Slots are their meta tokens, and all other tokens are dropped."""
 
-    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
-        return torch.zeros_like(cosine_BFLM).scatter(2, meta_BFM[:, :, None], 1.0)
+    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+        return torch.zeros_like(cosine_BFML).scatter(3, meta_BFM[..., None], 1.0)
 
 
 class Soft(TokenMerger):
     """Tokens spread themselves over the objects, by the softmax of their cosines over SOFT."""
 
-    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
-        return (cosine_BFLM / SOFT).softmax(-1)
+    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+        return (cosine_BFML / SOFT).softmax(2)
 
 
 class Residual(TokenMerger):

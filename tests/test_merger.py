@@ -311,12 +311,12 @@ def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(finder: str) -
     x_BFLC = torch.randn(B, F, H * W, C, generator=torch.Generator().manual_seed(0)).double() * 7
     x_BFLC[0, 0, 3] = 0.0  # a token of nothing is like none
     position_BFL3 = grid_positions(1, H, W).double().expand(B, F, H * W, 3)
-    meta_BFM, cosine_BFLM = make_finder(finder)(x_BFLC, position_BFL3, M)
+    meta_BFM, cosine_BFML = make_finder(finder)(x_BFLC, position_BFL3, M)
     for b, f in itertools.product(range(B), range(F)):
         expected = torch.stack(
-            [torch.stack([unit(x) @ unit(x_BFLC[b, f, m]) for m in meta_BFM[b, f]]) for x in x_BFLC[b, f]]
+            [torch.stack([unit(x_BFLC[b, f, m]) @ unit(x) for x in x_BFLC[b, f]]) for m in meta_BFM[b, f]]
         )
-        torch.testing.assert_close(cosine_BFLM[b, f], expected)
+        torch.testing.assert_close(cosine_BFML[b, f], expected)
 
 
 def test_maps_compose_as_the_mergers_do() -> None:

@@ -4,24 +4,20 @@ Our reading of Z. Feng, J. Xu, L. Ma, S. Zhang, "Efficient Video Transformers vi
 Action Recognition", ACM TOMM 20(4), 2023, doi 10.1145/3633781. Only the abstract is open and no code was released:
 the five steps are the abstract's, their form is ours.
 
-Legend: B clips, T token frames, S tokens in a frame; F frames out, W = T/F frames in a window, L = W*S tokens in a
-window, M meta tokens (slots) in a window; C width, D similarity width, 3 = (t, y, x), 2 = (y, x).
+Legend: B clips, T token frames, S tokens in a frame; F frames out (windows), L = T/F*S tokens in a window, M meta
+tokens (slots) in a window; C width, D similarity width, 3 = (t, y, x), 2 = (y, x).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, normalize, one_hot
+from torch.nn.functional import layer_norm, normalize
 
 from sttm.errors import SttmError
 from sttm.merging.meta import make_finder, own_linear, take
 from sttm.merging.tokens import MergeMap, Tokens
 
-# Keeps a meta token in its own slot: more than two cosines can differ by.
-OWN_SLOT = 4.0
-# A slot that nothing went to in a frame has no mass there; this only keeps the division finite.
-TINY_MASS = 1e-6
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
 TAU = 0.1
 # Paths count in quarters of half a picture: in that unit a way is as large as a feature, and as quick to learn from.
@@ -122,39 +118,38 @@ class TokenMerger(nn.Module):
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
-        meta_BFM, cosine_BFLM = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        meta_BFM, cosine_BFML = self.finder(feature_BFLC, position_BFL3, self.tokens)
         # 2. Similarity of every token of a window with its objects.
-        share_BFLM = self._shares(cosine_BFLM, meta_BFM)
-        # 3. and 4. Fusion in each frame, then over the frames of the window, by mass alone: a true average.
-        weight_BFWMS, mass_BFWM = self._spatial_weights(share_BFLM, size_BFL)
-        size_BFM = mass_BFWM.sum(2)
-        in_time_BFWM = mass_BFWM / size_BFM[:, :, None]
-        z_BFMC = _fuse(weight_BFWMS, in_time_BFWM, x_BFLC)
-        place_BFM3 = _fuse(weight_BFWMS, in_time_BFWM, position_BFL3)
+        share_BFML = self._shares(cosine_BFML, meta_BFM)
+        # 3. and 4. Fusion in each frame, then over the frames of the window; as both go by mass, in one average.
+        mass_BFML = share_BFML * size_BFL[:, :, None]
+        size_BFM = mass_BFML.sum(-1)
+        weight_BFML = mass_BFML * size_BFM.reciprocal()[..., None]
+        z_BFMC = weight_BFML.to(x_BFLC.dtype) @ x_BFLC
+        place_BFM3 = weight_BFML @ position_BFL3
         # 5. Motion: the object's path through the whole clip, seen from where it is.
         path_BFMT2 = None
         if self.learned:
             path_BFMT2 = self._path(feature_BFLC, meta_BFM, tokens.position_BTS3, place_BFM3)
             z_BFMC = self._moving(z_BFMC, path_BFMT2, size_BFM)
         merged = Tokens(z_BFMC, size_BFM, place_BFM3, tokens.prefix_BPC)
-        return merged, self._map(tokens, merged, share_BFLM.argmax(-1), meta_BFM, path_BFMT2) if mapped else None
+        return merged, self._map(tokens, merged, share_BFML.argmax(2), meta_BFM, path_BFMT2) if mapped else None
 
-    def _shares(self, cosine_BFLM: Tensor, meta_BFM: Tensor) -> Tensor:
+    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         """How much of each token goes to each object, hard: all to the nearest; a meta token stays in its own slot."""
-        token_L1 = torch.arange(cosine_BFLM.shape[2], device=cosine_BFLM.device)[:, None]
-        owns_BFLM = token_L1 == meta_BFM[:, :, None, :]
-        slot_BFL = (cosine_BFLM + OWN_SLOT * owns_BFLM).argmax(-1)
-        return one_hot(slot_BFL, self.tokens).to(cosine_BFLM.dtype)
+        number_BFM = torch.arange(self.tokens, device=meta_BFM.device).expand_as(meta_BFM)
+        slot_BFL = cosine_BFML.max(2).indices.scatter(-1, meta_BFM, number_BFM)
+        return torch.zeros_like(cosine_BFML).scatter(2, slot_BFL[:, :, None], 1.0)
 
     def _path(self, feature_BFLC: Tensor, meta_BFM: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
         """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
         B, T, S, _ = position_BTS3.shape
         F, M = meta_BFM.shape[1:]
         unit_BFLD = normalize(own_linear(self.similarity, feature_BFLC).to(feature_BFLC.dtype), dim=-1)
-        # [B F*M D] x [B D T*S] -> [B F*M T S] -> [B T F*M S]: in every frame the object looks for itself.
-        cosine_BON = take(unit_BFLD, meta_BFM).flatten(1, 2) @ unit_BFLD.flatten(1, 2).transpose(1, 2)
-        tau = self.log_tau.to(cosine_BON.dtype).exp()
-        likeness_BTOS = (cosine_BON / tau).unflatten(2, (T, S)).softmax(-1).transpose(1, 2)
+        look_BOD = take(unit_BFLD, meta_BFM).flatten(1, 2) * self.log_tau.to(unit_BFLD.dtype).neg().exp()
+        # [B F*M D] x [B D T*S] -> [B F*M T*S] -> [B T F*M S]: in every frame the object looks for itself.
+        alike_BON = look_BOD @ unit_BFLD.flatten(1, 2).transpose(1, 2)
+        likeness_BTOS = alike_BON.unflatten(2, (T, S)).softmax(-1).transpose(1, 2)
         there_BTO2 = likeness_BTOS @ position_BTS3[..., 1:].to(likeness_BTOS.dtype)
         # [B T F*M 2] -> [B F M T 2]
         return there_BTO2.permute(0, 2, 1, 3).reshape(B, F, M, T, 2) - place_BFM3[..., None, 1:]
@@ -171,14 +166,6 @@ class TokenMerger(nn.Module):
         exact = torch.promote_types(tokens.x_BTSC.dtype, torch.float32)
         x_BFLC = tokens.x_BTSC.reshape(B, F, L, C)
         return x_BFLC, tokens.size_BTS.to(exact).reshape(B, F, L), tokens.position_BTS3.to(exact).reshape(B, F, L, 3)
-
-    def _spatial_weights(self, share_BFLM: Tensor, size_BFL: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the tokens of each frame in each slot, summing to one, and the mass that each slot has there."""
-        B, F, _, M = share_BFLM.shape
-        # [B F L M] -> [B F W M S]
-        mass_BFWMS = (share_BFLM * size_BFL[..., None]).view(B, F, self.frames_in // F, -1, M).transpose(-1, -2)
-        mass_BFWM = mass_BFWMS.sum(-1)
-        return mass_BFWMS / mass_BFWM.clamp(min=TINY_MASS)[..., None], mass_BFWM
 
     def _map(
         self, tokens: Tokens, merged: Tokens, slot_BFL: Tensor, meta_BFM: Tensor, path: Tensor | None = None
@@ -209,18 +196,6 @@ class TokenMerger(nn.Module):
 def standardised(x_C: Tensor) -> Tensor:
     """Each token at mean 0 and variance 1 over its channels, in float32 or finer: any input scale looks alike."""
     return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
-
-
-def _fuse_in_space(weight_BFWMS: Tensor, x_BFLK: Tensor) -> Tensor:
-    """Weighted sums over the tokens of each frame: [B F L K] -> [B F W M K]."""
-    B, F, W, _, S = weight_BFWMS.shape
-    return weight_BFWMS.to(x_BFLK.dtype) @ x_BFLK.view(B, F, W, S, -1)
-
-
-def _fuse(weight_BFWMS: Tensor, in_time_BFWM: Tensor, x_BFLK: Tensor) -> Tensor:
-    """Fusion in space, then in time: [B F L K] -> [B F M K]."""
-    y_BFWMK = _fuse_in_space(weight_BFWMS, x_BFLK)
-    return (in_time_BFWM[..., None].to(y_BFWMK.dtype) * y_BFWMK).sum(2)
 
 
 def autocast_device(x: Tensor) -> str:

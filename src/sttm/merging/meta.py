@@ -2,7 +2,7 @@
 
 A finder looks at the tokens of each window, names M of them, and says how much every token is like each of them. All
 finders answer the same call, so that they can be exchanged: `finder(x_BFLC, position_BFL3, count) -> (meta_BFM,
-cosine_BFLM)`, the indices of the meta tokens and all cosines with them.
+cosine_BFML)`, the indices of the meta tokens and all cosines with them.
 
 Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C width; 3 = (t, y, x).
 """
@@ -31,11 +31,11 @@ def stride_order(position_BFL3: Tensor) -> Tensor:
     """
     cells = 2**LATTICE_BITS
     unit = ((position_BFL3.float() + 1) / 2).clamp(0, 1)
-    cell = (unit * (cells - 1)).round().long()
-    t, y, x = cell.unbind(-1)
-    key = t
-    for bit in reversed(range(LATTICE_BITS)):
-        key = key * 4 + ((y >> bit) & 1) * 2 + ((x >> bit) & 1)
+    t, y, x = (unit * (cells - 1)).round().long().unbind(-1)
+    # The bits of a number with a gap after each: y's and x's then interleave.
+    bit = torch.arange(LATTICE_BITS, device=x.device)
+    gapped = (((torch.arange(cells, device=x.device)[:, None] >> bit) & 1) << (2 * bit)).sum(-1)
+    key = t * cells**2 + 2 * gapped[y] + gapped[x]
     # Below the cell: the exact raster position, so that no two tokens of different place tie.
     raster = unit[..., 1] * 0.5 + unit[..., 2] * 0.25
     return (key.double() + raster).argsort(dim=-1)
@@ -52,7 +52,7 @@ class StrideFinder(nn.Module):
     def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
         meta_BFM = self.pick(x_BFLC, position_BFL3, count)
         unit_BFLC = normalize(x_BFLC, dim=-1)
-        return meta_BFM, unit_BFLC @ take(unit_BFLC, meta_BFM).transpose(-1, -2)
+        return meta_BFM, take(unit_BFLC, meta_BFM) @ unit_BFLC.transpose(-1, -2)
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
         """Indices of the meta tokens: [B F M]."""
@@ -76,16 +76,16 @@ class NoveltyFinder(nn.Module):
         meta_BFM = self._newest(product_BFLL.detach(), position_BFL3, count, x_BFLC.shape[-1])
         to_unit_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1).clamp(min=TINY_SQUARE).rsqrt()
         to_unit_BFM1 = to_unit_BFL.gather(-1, meta_BFM)[..., None]
-        cosine_BFML = take(product_BFLL, meta_BFM) * to_unit_BFM1 * to_unit_BFL[..., None, :]
-        return meta_BFM, cosine_BFML.transpose(-1, -2)
+        return meta_BFM, take(product_BFLL, meta_BFM) * to_unit_BFM1 * to_unit_BFL[..., None, :]
 
     @staticmethod
     def _newest(product_BFLL: Tensor, position_BFL3: Tensor, count: int, width: int) -> Tensor:
-        square_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1)
-        apart_BFLL = square_BFL[..., None] + square_BFL[..., None, :] - 2 * product_BFLL
         rank_BFL = stride_order(position_BFL3).argsort(-1)
         later_BFLL = rank_BFL[..., None, :] >= rank_BFL[..., None]
-        novelty_BFL = apart_BFLL.masked_fill(later_BFLL, torch.inf).amin(-1) / width
+        # |x - x'|^2 = x.x + x'.x' - 2 x.x', the least of it over all x' that came before
+        square_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1)
+        less_BFLL = torch.sub(square_BFL[..., None, :], product_BFLL, alpha=2).masked_fill_(later_BFLL, torch.inf)
+        novelty_BFL = (square_BFL + less_BFLL.amin(-1)) / width
         # What is equally new, as in a still clip, falls on a regular stride.
         novelty_BFL = novelty_BFL.clamp(min=0) - TIE * spread(rank_BFL.shape[-1], rank_BFL.device)[rank_BFL]
         return novelty_BFL.topk(count, dim=-1).indices
@@ -99,11 +99,9 @@ def spread(length: int, device: torch.device | None = None) -> Tensor:
 
     Source: van der Corput, 1935 (the bits of the place, read backwards).
     """
-    place = torch.arange(length, device=device)
-    turn = torch.zeros(length, device=device)
-    for bit in range(max(1, (length - 1).bit_length())):
-        turn += ((place >> bit) & 1) / 2 ** (bit + 1)
-    return turn
+    bit = torch.arange(max(1, (length - 1).bit_length()), device=device)
+    place = torch.arange(length, device=device)[:, None]
+    return (((place >> bit) & 1) / 2.0 ** (bit + 1)).sum(-1)
 
 
 Finder = NoveltyFinder | StrideFinder
