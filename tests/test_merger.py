@@ -86,7 +86,7 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                 sizes[b, f, k] = mass
                 if module.learned:
                     path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
-                    felt = torch.cat([*(4 * step for step in path), mass.log()[None]])
+                    felt = torch.cat([*path, mass.log()[None]])
                     slots[b, f, k] += weights["motion.weight"] @ felt + weights["motion.bias"]
     return slots, sizes, places, assignment
 

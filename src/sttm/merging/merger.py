@@ -20,8 +20,6 @@ from sttm.merging.tokens import MergeMap, Tokens
 
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
 TAU = 0.1
-# Paths count in quarters of half a picture: in that unit a way is as large as a feature, and as quick to learn from.
-PATH_UNIT = 1 / 4
 
 
 class TokenMerger(nn.Module):
@@ -156,7 +154,7 @@ class TokenMerger(nn.Module):
 
     def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         """Slots with what merging took from them, the motion: a linear map of their paths and masses."""
-        path_BFMK = torch.cat((path_BFMT2.flatten(-2) / PATH_UNIT, size_BFM.log()[..., None]), dim=-1)
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.log()[..., None]), dim=-1)
         return z_BFMC + own_linear(self.motion, path_BFMK).to(z_BFMC.dtype)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
