@@ -86,18 +86,20 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                 sizes[b, f, k] = mass
                 if module.learned:
                     path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
-                    felt = torch.cat([*path, mass.log()[None]])
+                    felt = torch.cat([*(4 * sure * step for step, sure in path), mass.log()[None]])
                     slots[b, f, k] += weights["motion.weight"] @ felt + weights["motion.bias"]
     return slots, sizes, places, assignment
 
 
-def naive_path(weights, features, meta: Tensor, position: Tensor, place: Tensor) -> list[Tensor]:
-    """In every frame, where what resembles the meta token is, on average, seen from the slot."""
+def naive_path(weights, features, meta: Tensor, position: Tensor, place: Tensor) -> list[tuple[Tensor, float]]:
+    """In every frame, where what resembles the meta token is, on average, seen from the slot; and how sure that is."""
     key, path = unit(weights["similarity.weight"] @ meta), []
     for t in range(T):
         alike = [unit(weights["similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
         likeness = (torch.stack(alike) / math.exp(weights["log_tau"])).softmax(0)
-        path.append(sum(a * position[t, s, 1:] for s, a in enumerate(likeness)) - place[1:])
+        there = sum(a * position[t, s, 1:] for s, a in enumerate(likeness))
+        spread = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
+        path.append((there - place[1:], 0.1 / (0.1 + spread)))
     return path
 
 

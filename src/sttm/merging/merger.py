@@ -20,6 +20,10 @@ from sttm.merging.tokens import MergeMap, Tokens
 
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
 TAU = 0.1
+# Paths count in quarters of half a picture: in that unit a way is as large as a feature, and as quick to learn from.
+PATH_UNIT = 1 / 4
+# A place that varies by this (variance, in half pictures squared) counts half: many things there look like the object.
+DOUBT = 0.1
 
 
 class TokenMerger(nn.Module):
@@ -28,8 +32,9 @@ class TokenMerger(nn.Module):
     Every token goes to the meta token of its window that it is most like, and a slot is the average of its tokens by
     size, so that the size-weighted mean of all tokens stays what it was. That is all off the shelf (`learned=False`):
     there is nothing to train. Learned (`learned=True`), each slot gets a motion feature as well: the path of its object
-    through the clip, made of the tokens' positions alone, through a linear map. The map starts at zero, so that a
-    learned merger starts as the one off the shelf, bit for bit.
+    through the clip, made of the tokens' positions alone, through a linear map. A place counts as much as it is sure:
+    where much in a frame looks like the object, its path is noise, and slows down all else that is learned. The map
+    starts at zero, so that a learned merger starts as the one off the shelf, bit for bit.
 
     Args:
         dim: width C of the tokens.
@@ -108,7 +113,7 @@ class TokenMerger(nn.Module):
         merged = self.finder.macs(self.frames, frames // self.frames * tokens, M, C) + N * M * (C + 3)
         if not self.learned:
             return merged
-        followed = N * C * D + slots * N * D + 2 * slots * N
+        followed = N * C * D + slots * N * (D + 4)
         return merged + followed + slots * C * (2 * self.frames_in + 1)
 
     def _merge(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
@@ -128,8 +133,8 @@ class TokenMerger(nn.Module):
         # 5. Motion: the object's path through the whole clip, seen from where it is.
         path_BFMT2 = None
         if self.learned:
-            path_BFMT2 = self._path(feature_BFLC, meta_BFM, tokens.position_BTS3, place_BFM3)
-            z_BFMC = self._moving(z_BFMC, path_BFMT2, size_BFM)
+            path_BFMT2, sure_BFMT1 = self._path(feature_BFLC, meta_BFM, tokens.position_BTS3, place_BFM3)
+            z_BFMC = self._moving(z_BFMC, path_BFMT2 * sure_BFMT1, size_BFM)
         merged = Tokens(z_BFMC, size_BFM, place_BFM3, tokens.prefix_BPC)
         return merged, self._map(tokens, merged, share_BFML.argmax(2), meta_BFM, path_BFMT2) if mapped else None
 
@@ -139,8 +144,14 @@ class TokenMerger(nn.Module):
         slot_BFL = cosine_BFML.max(2).indices.scatter(-1, meta_BFM, number_BFM)
         return torch.zeros_like(cosine_BFML).scatter(2, slot_BFL[:, :, None], 1.0)
 
-    def _path(self, feature_BFLC: Tensor, meta_BFM: Tensor, position_BTS3: Tensor, place_BFM3: Tensor) -> Tensor:
-        """Path of each object: the centroid of its likeness in every frame, less its own place: [B F M T 2]."""
+    def _path(
+        self, feature_BFLC: Tensor, meta_BFM: Tensor, position_BTS3: Tensor, place_BFM3: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Path of each object: the centroid of its likeness in every frame, less its own place; and how sure each is.
+
+        Returns:
+            path_BFMT2, and sure_BFMT1 between 0 and 1: the less, the wider the likeness is spread.
+        """
         B, T, S, _ = position_BTS3.shape
         F, M = meta_BFM.shape[1:]
         unit_BFLD = normalize(own_linear(self.similarity, feature_BFLC).to(feature_BFLC.dtype), dim=-1)
@@ -148,13 +159,16 @@ class TokenMerger(nn.Module):
         # [B F*M D] x [B D T*S] -> [B F*M T*S] -> [B T F*M S]: in every frame the object looks for itself.
         alike_BON = look_BOD @ unit_BFLD.flatten(1, 2).transpose(1, 2)
         likeness_BTOS = alike_BON.unflatten(2, (T, S)).softmax(-1).transpose(1, 2)
-        there_BTO2 = likeness_BTOS @ position_BTS3[..., 1:].to(likeness_BTOS.dtype)
-        # [B T F*M 2] -> [B F M T 2]
-        return there_BTO2.permute(0, 2, 1, 3).reshape(B, F, M, T, 2) - place_BFM3[..., None, 1:]
+        # Linear aggregation of positions and of their squares: [B T F*M 4] -> [B F M T 4] -> 2 x [B F M T 2]
+        where_BTS2 = position_BTS3[..., 1:].to(likeness_BTOS.dtype)
+        moments_BTO4 = likeness_BTOS @ torch.cat((where_BTS2, where_BTS2.square()), dim=-1)
+        there_BFMT2, square_BFMT2 = moments_BTO4.permute(0, 2, 1, 3).reshape(B, F, M, T, 4).split(2, dim=-1)
+        spread_BFMT1 = (square_BFMT2 - there_BFMT2.square()).sum(-1, keepdim=True).clamp(min=0)
+        return there_BFMT2 - place_BFM3[..., None, 1:], DOUBT / (DOUBT + spread_BFMT1)
 
     def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         """Slots with what merging took from them, the motion: a linear map of their paths and masses."""
-        path_BFMK = torch.cat((path_BFMT2.flatten(-2), size_BFM.log()[..., None]), dim=-1)
+        path_BFMK = torch.cat((path_BFMT2.flatten(-2) / PATH_UNIT, size_BFM.log()[..., None]), dim=-1)
         return z_BFMC + own_linear(self.motion, path_BFMK).to(z_BFMC.dtype)
 
     def _windows(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
