@@ -12,12 +12,14 @@ from runs import Entry, main, path_of, rows_of, trained
 from tables import LEGEND, difference, groups, markdown, origin
 from variants import ARGUMENTS, MERGERS
 
-ENTRIES = [Entry("sttm", compute, "without motion") for compute in (0.5, 0.62, 0.35)]
-ENTRIES += [Entry("sttm", 0.5, variant) for variant in (*MERGERS, *ARGUMENTS) if variant != "without motion"]
+EVERYWHERE = ("without motion", "sure or not")
+ENTRIES = [Entry("sttm", compute, variant) for variant in EVERYWHERE for compute in (0.5, 0.62, 0.35)]
+ENTRIES += [Entry("sttm", 0.5, variant) for variant in (*MERGERS, *ARGUMENTS) if variant not in EVERYWHERE]
 #: What each variant changes, for readers.
 TOLD = {
     "": "the merger as it is: novelty, hard; at 0.5 before blocks 1 and 2, first window of two frames",
     "without motion": "slots are averages, as off the shelf, tuned",
+    "sure or not": "places on a path count in full, however many things look like the object",
     "selection only": "slots are their meta tokens and their motion; all other tokens are dropped",
     "soft": "each token spreads itself over the objects (softmax of cosines over 0.1)",
     "residual": "slots start as their meta tokens; a map that starts at zero adds what was fused",

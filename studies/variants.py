@@ -25,6 +25,14 @@ class WithoutMotion(TokenMerger):
         return z_BFMC
 
 
+class SureOrNot(TokenMerger):
+    """A place on a path counts in full, however unsure."""
+
+    def _path(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        path_BFMT2, sure_BFMT1 = super()._path(*given)
+        return path_BFMT2, torch.ones_like(sure_BFMT1)
+
+
 class SelectionOnly(TokenMerger):
     """Slots are their meta tokens, and all other tokens are dropped."""
 
@@ -128,6 +136,7 @@ class Saliency(TokenMerger):
 #: Mergers that differ, habits and arguments of sttm.apply that do.
 MERGERS: dict[str, type[TokenMerger]] = {
     "without motion": WithoutMotion,
+    "sure or not": SureOrNot,
     "selection only": SelectionOnly,
     "soft": Soft,
     "residual": Residual,
