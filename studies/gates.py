@@ -239,9 +239,9 @@ def report(scale: str, split: str) -> None:
     for (dataset, compute), group in groups(rows, "dataset", "compute").items():
         hand = by_hand.get((dataset, compute))
         less = hand and difference(group, hand)
-        lines = [(VARIANT, f"{group.gmacs:.4f}", group.shown, less.shown if less else "")]
-        lines += [("hand schedule", f"{hand.gmacs:.4f}", hand.shown, "")] if hand else []
-        accuracy = markdown(("counts", "GMACs", "top-1 (%)", "less the hand schedule"), lines)
+        lines = [(VARIANT, f"{group.gmacs:.4f}", str(len(group.rows)), group.shown, less.shown if less else "")]
+        lines += [("hand schedule", f"{hand.gmacs:.4f}", str(len(hand.rows)), hand.shown, "")] if hand else []
+        accuracy = markdown(("counts", "GMACs", "seeds", "top-1 (%)", "less the hand schedule"), lines)
         sections += [f"### {dataset}, compute {compute:g}", accuracy, _counts(group, scale, compute)]
     path_of("gates", scale, split, "md").write_text("\n\n".join(sections) + "\n")
 

@@ -157,10 +157,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 class FirstFrameFinder(StrideFinder):
-    """The tokens of the first frame of a window, as many as are asked for, on a regular stride there."""
+    """The tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        first_BFL = stride_order(position_BFL3)[..., : position_BFL3.shape[2] // 2]
+        first_BFL = stride_order(position_BFL3)[..., : max(count, position_BFL3.shape[2] // 2)]
         return first_BFL[..., regular_picks(first_BFL.shape[-1], count, x_BFLC.device)]
 
 
