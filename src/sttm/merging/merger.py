@@ -5,7 +5,7 @@ Action Recognition", ACM TOMM 20(4), 2023, doi 10.1145/3633781. Only the abstrac
 the five steps are the abstract's, their form is ours.
 
 Legend: B clips, T token frames, S tokens in a frame; F frames out (windows), L = T/F*S tokens in a window, M meta
-tokens (slots) in a window; C width, D similarity width, 3 = (t, y, x), 2 = (y, x).
+tokens (slots) in a window; N = T*S tokens in, O = F*M objects; C width, D similarity width, 3 = (t, y, x), 2 = (y, x).
 """
 
 from __future__ import annotations

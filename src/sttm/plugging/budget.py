@@ -47,10 +47,10 @@ def make_plan(
     within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
 
     Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or another place
-    does better for them (docs/evidence.md says by how much): random drop merges once, before the first block; pooling,
-    ToMe and STA move forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every
-    block but the first, as long as that is at most half of what is there (the last may fall short); "frames" drops
-    frames as early as it can.
+    does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA move
+    forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
+    first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
+    it can.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
