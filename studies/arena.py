@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from sttm.data.motions import MOTION_CLASSES, MOTIONS
-from sttm.data.scenery import SETTINGS, SHAPES, TEXTURES
-from sttm.data.staging import CLASSES, plan, render
+from sttm.synth.motions import MOTION_CLASSES, MOTIONS
+from sttm.synth.drawing import SETTINGS, SHAPES, TEXTURES
+from sttm.synth.clips import CLASSES, plan, render
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "arena"

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sttm
-from sttm.data.preprocess import Preprocess
-from sttm.data.synth import CLASSES, render
-from sttm.metrics import Accuracy, machine
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.synth.videos import CLASSES, render
+from sttm.evaluation.metrics import Accuracy, machine
 from sttm.models import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ import torch
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.data.preprocess import Preprocess
-from sttm.data.synth import render
-from sttm.engines.show import merge_picture
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.synth.videos import render
+from sttm.visual.pictures import merge_picture
 from sttm.models import DEFAULT, resolve
-from sttm.plugging.plug import plan_of
+from sttm.patching.api import plan_of
 
 ROOT = Path(__file__).parents[1]
 

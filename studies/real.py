@@ -27,8 +27,8 @@ from runs import COMMIT
 from tables import show_in_docs
 
 from sttm.config import load
-from sttm.engines import train
-from sttm.metrics import Accuracy
+from sttm.training import run as train
+from sttm.evaluation.metrics import Accuracy
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "real"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sttm
 from sttm.merging import HABITS, METHODS, Habits
 from sttm.merging.merger import TokenMerger, standardised
-from sttm.merging.meta import FINDERS, StrideFinder, own_linear, regular_picks, stride_order, take
+from sttm.merging.selectors import FINDERS, StrideFinder, own_linear, regular_picks, stride_order, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 SOFT = 0.1

@@ -33,7 +33,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.re
 
 
 def imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
-    """Dotted names that a file imports: 'sttm.data.video.read' for `from .video import read` in data/."""
+    """Dotted names that a file imports: 'sttm.data.video.read.read' for `from .video import read` in data/."""
     package = ".".join(path.relative_to(SRC).parent.parts)
     nodes = ast.parse(path.read_text()).body
     if not inside_functions:
@@ -47,7 +47,7 @@ def imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
 
 
 def wing_and_file(dotted: str) -> tuple[str, str]:
-    """('data', 'video') for 'sttm.data.video.read'; ('', '') for 'sttm.apply' or 'sttm.cli'."""
+    """('data', 'video') for 'sttm.data.video.read.read'; ('', '') for 'sttm.apply' or 'sttm.cli'."""
     _, wing, file, *_ = [*dotted.split("."), "", ""]
     return (wing, file) if wing in FLOORS else ("", "")
 

@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from sttm.errors import SttmError
     from sttm.merging.merger import TokenMerger
     from sttm.models import load, save
-    from sttm.plugging.plan import Plan
-    from sttm.plugging.plug import apply, macs, remove, trace
+    from sttm.patching.plan import Plan
+    from sttm.patching.api import apply, macs, remove, trace
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]
 
 # Where each public name lives. They are imported when first used: `sttm --help` must not wait for torch.
 _HOMES = {
-    "Plan": "plugging.plan",
+    "Plan": "patching.plan",
     "SttmError": "errors",
     "TokenMerger": "merging.merger",
-    "apply": "plugging.plug",
+    "apply": "patching.api",
     "load": "models",
-    "macs": "plugging.plug",
-    "remove": "plugging.plug",
+    "macs": "patching.api",
+    "remove": "patching.api",
     "save": "models",
-    "trace": "plugging.plug",
+    "trace": "patching.api",
 }
 
 

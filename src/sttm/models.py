@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from sttm.plugging.plan import Plan
+    from sttm.patching.plan import Plan
 
 PLAN_FILE = "sttm.json"
 _BUNDLE = Path(__file__).parent / "bundled"
@@ -80,7 +80,7 @@ def load(name: str | Path = DEFAULT) -> Any:
 
 def install_saved(model: nn.Module, folder: Path) -> None:
     """Puts the mergers of a saved model, with their weights, into its plain self."""
-    from sttm.plugging import plug
+    from sttm.patching import api as plug
 
     plug.install(model, _read_plan(folder / PLAN_FILE))
     _load_mergers(model, folder)
@@ -95,7 +95,7 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
     Raises:
         SttmError: if the folder cannot be written.
     """
-    from sttm.plugging import plug
+    from sttm.patching import api as plug
 
     folder = Path(folder)
     try:
@@ -145,7 +145,7 @@ def _download(name: str) -> Path:
 
 
 def _read_plan(path: Path) -> Plan:
-    from sttm.plugging.plan import MergerPlan, Plan
+    from sttm.patching.plan import MergerPlan, Plan
 
     try:
         fields = json.loads(path.read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.protocol import Backbone
+from sttm.backbones.base import Backbone
 from sttm.backbones.timesformer import TimeSformer
 from sttm.backbones.videomae import VideoMAE
 from sttm.backbones.vivit import ViViT

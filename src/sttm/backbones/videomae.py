@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sttm.backbones.attention import weigh_keys
-from sttm.backbones.patch import Patch
-from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.patching.attention import weigh_keys
+from sttm.patching.edits import Patch
+from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
 from sttm.errors import SttmError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.attention import weigh_keys
-from sttm.backbones.patch import Patch
-from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.patching.attention import weigh_keys
+from sttm.patching.edits import Patch
+from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
 
 
 class ViViT(Backbone):

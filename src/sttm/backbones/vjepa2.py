@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.backbones.attention import weigh_keys
-from sttm.backbones.patch import Patch
-from sttm.backbones.protocol import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
+from sttm.patching.attention import weigh_keys
+from sttm.patching.edits import Patch
+from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
 from sttm.errors import SttmError
 
 

@@ -39,8 +39,8 @@ def predict(
     import torch
 
     from sttm import models
-    from sttm.data.preprocess import Preprocess
-    from sttm.engines import predict as engine
+    from sttm.data.transforms.preprocess import Preprocess
+    from sttm.evaluation import predict as engine
 
     name = model or models.DEFAULT
     preprocess = Preprocess.from_folder(models.resolve(name))
@@ -76,7 +76,7 @@ def models(as_json: Json = False) -> None:
 @app.command(epilog="Example:  sttm doctor")
 def doctor(as_json: Json = False) -> None:
     """Tell what is installed, what works, and how to mend what does not."""
-    from sttm.engines.doctor import examine
+    from sttm.doctor import examine
 
     with Console(stderr=True).status("looking around"):
         rows = [asdict(finding) for finding in examine()]
@@ -95,7 +95,7 @@ def synth(
     workers: Annotated[int | None, typer.Option(min=1, show_default="one a core", help="Processes.")] = None,
 ) -> None:
     """Make labelled videos: real mp4 files whose classes are known."""
-    from sttm.data.synth import SynthSettings, make
+    from sttm.synth.videos import SynthSettings, make
 
     settings = SynthSettings(kind=kind, clips=clips, seed=seed, frames=frames, size=size)
     make(folder, settings, workers=workers, progress=sys.stderr.isatty())
@@ -121,7 +121,7 @@ def bench(
         raise SttmError("--data belongs to --pipeline; without it the clips are random numbers.")
     if pipeline:
         from sttm import models as floor
-        from sttm.engines import pipeline as pipes
+        from sttm.benchmark import pipeline as pipes
 
         found = pipes.run(
             model or [floor.DEFAULT], data=data, batch_size=batch or 8, rounds=rounds, device=device_of(device)
@@ -131,7 +131,7 @@ def bench(
     computes = [read_compute(text) for text in compute.split(",")]
 
     from sttm import models as floor
-    from sttm.engines import bench as engine
+    from sttm.benchmark import speed as engine
 
     result = engine.run(
         model or [floor.DEFAULT],
@@ -153,7 +153,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Make videos, classify them with and without merging, and write a report with pictures; all offline."""
-    from sttm.engines import demo as engine
+    from sttm.visual import demo as engine
 
     result = engine.run(folder, clips=clips, seed=seed)
     if as_json:

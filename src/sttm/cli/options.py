@@ -50,7 +50,7 @@ def device_of(name: str) -> "torch.device":
 
 def bring_to(network: "nn.Module", compute: float | None, method: str) -> float:
     """Bring the model to what the user wants to spend; what it then costs, relative to its plain self."""
-    from sttm.plugging import plug
+    from sttm.patching import api as plug
 
     own = plug.plan_of(network).compute if plug.is_merged(network) else 1.0
     if compute is None or (method == "sttm" and own <= compute < own + 0.01 and plug.is_merged(network)):

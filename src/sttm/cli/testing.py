@@ -20,8 +20,8 @@ from sttm.errors import SttmError
 if TYPE_CHECKING:
     from sttm.config import Settings
     from sttm.config.settings import DataSettings
-    from sttm.results import Evaluation, Format
-    from sttm.scoring import Average
+    from sttm.evaluation.report import Evaluation, Format
+    from sttm.evaluation.inference import Average
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -61,7 +61,7 @@ def run(request: Request, *, as_json: bool) -> int:
     request = _completed(request, settings)
     data, split = _data_of(request, settings)
 
-    from sttm import results
+    from sttm.evaluation import report as results
 
     with _only_first_speaks():
         if request.out is not None:
@@ -86,11 +86,11 @@ def _test(
 
     from sttm import models
     from sttm.config import parse_views
-    from sttm.data.datasets import read_split
-    from sttm.data.preprocess import Preprocess
-    from sttm.engines import evaluate as engine
-    from sttm.processes import joined
-    from sttm.scoring import labels_of
+    from sttm.data.datasets.video_set import read_split
+    from sttm.data.transforms.preprocess import Preprocess
+    from sttm.evaluation import evaluate as engine
+    from sttm.distributed import joined
+    from sttm.evaluation.inference import labels_of
 
     assert request.views and request.average and request.batch_size and request.device
     videos = read_split(data, split)

@@ -27,7 +27,7 @@ def train(
     from sttm.config import load
 
     settings = load(config, overrides or ())  # before torch is there: a slip in the config is told at once
-    from sttm.engines import train as engine
+    from sttm.training import run as engine
 
     try:
         engine.train(settings, report=_print_record if as_json else _tell)
@@ -79,7 +79,7 @@ def check(
     from sttm.config import load
 
     settings = load(config, overrides or ())
-    from sttm.engines import check as engine
+    from sttm.data.datasets import check as engine
 
     def watch(looks: Iterable[Any], total: int) -> Iterator[Any]:
         with progress(looks, total, shown=sys.stderr.isatty()) as watched:

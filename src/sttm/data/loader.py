@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from sttm.config.settings import Settings
-from sttm.data.augment import Augment
-from sttm.data.keeping import Kept
-from sttm.data.mixing import mix_pairs
-from sttm.data.preprocess import Preprocess
-from sttm.data.video import Clip, Sampling
+from sttm.data.transforms.augment import Augment
+from sttm.data.video.cache import Kept
+from sttm.data.transforms.mixup import mix_pairs
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video.read import Clip, Sampling
 from sttm.data.workers import load_in_order
 from sttm.errors import SttmError
 
 if TYPE_CHECKING:
-    from sttm.data.datasets import Video, VideoSet
+    from sttm.data.datasets.video_set import Video, VideoSet
 
 READ_AHEAD_BYTES = 2**30  # for pixels of evaluation that wait for the model
 ORDER, FRAMES, VIEW, MIX = range(4)  # what a draw is for

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sttm.errors import SttmError
-from sttm.merging.matching import STA, DensityPeaks, EViT, ToMe
+from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, ToMe
 from sttm.merging.merger import TokenMerger
-from sttm.merging.queries import PatchMerger, TokenLearner
-from sttm.merging.rivals import AveragePool, FrameDrop, RandomDrop, Rival
+from sttm.merging.baselines.learned import PatchMerger, TokenLearner
+from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop, Rival
 
 #: Every way to leave fewer tokens, behind one call: `METHODS[name](dim, frames, tokens, frames_in=..., ...)`.
 METHODS: dict[str, type[TokenMerger] | type[Rival]] = {

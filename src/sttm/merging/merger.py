@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
 from sttm.errors import SttmError
-from sttm.merging.meta import make_finder, own_linear, take
+from sttm.merging.selectors import make_finder, own_linear, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.

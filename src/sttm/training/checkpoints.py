@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sttm import models
-from sttm.data.preprocess import Preprocess
+from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
 from sttm.training.recipe import MovingAverage
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from sttm.backbones import backbone_of
 from sttm.config import Settings
 from sttm.data.loader import Batch
-from sttm.plugging import plug
-from sttm.training import recipe, start
+from sttm.patching import api as plug
+from sttm.training import recipe
+from sttm.training import build as start
 from sttm.training.checkpoints import Training
 
 

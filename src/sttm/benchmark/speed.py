@@ -1,0 +1,287 @@
+"""Times a plain model and its merged variants turn by turn, in one process and on the same clips.
+
+Legend: B clips in a batch, T frames, C colours, H height, W width.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VivitConfig,
+    VivitForVideoClassification,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+)
+
+from sttm import models as floor
+from sttm.backbones import backbone_of
+from sttm.errors import SttmError
+from sttm.merging import method_named
+from sttm.evaluation.metrics import in_turn, machine, quantiles
+from sttm.patching import api as plug
+from sttm.patching.schedule import check_compute
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+#: Turns that nobody times, after the pass that measures memory: caches and allocators settle.
+WARM_UP = 1
+#: Classes of the data sets that the standard models are known for.
+KINETICS: dict[str, Any] = {"num_labels": 400}
+SOMETHING: dict[str, Any] = {"num_labels": 174}
+
+
+def _videomae(width: int, layers: int, heads: int) -> nn.Module:
+    config = VideoMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        **KINETICS,
+    )
+    return VideoMAEForVideoClassification(config)
+
+
+#: Standard shapes by name, built with random weights: what a model weighs does not change how long it takes.
+SHAPES: dict[str, Callable[[], nn.Module]] = {
+    "videomae-s": lambda: _videomae(384, 12, 6),
+    "videomae-b": lambda: _videomae(768, 12, 12),
+    "videomae-l": lambda: _videomae(1024, 24, 16),
+    "vivit-b": lambda: VivitForVideoClassification(VivitConfig(**KINETICS)),
+    "timesformer-b": lambda: TimesformerForVideoClassification(TimesformerConfig(**KINETICS)),
+    "vjepa2-l": lambda: VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=16, **SOMETHING)),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model: plain, or merged by some method to some share of its multiply-adds."""
+
+    method: str
+    compute: float
+    macs: int
+    model: nn.Module
+
+
+def run(
+    models: Sequence[str],
+    methods: Sequence[str] = ("sttm",),
+    computes: Sequence[float] = (1.0, 0.8, 0.62, 0.4),
+    *,
+    batch: int = 1,
+    dtypes: Sequence[str] = ("fp32",),
+    rounds: int = 10,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Time models with and without merging: {"machine", "rows": [{"model", "method", "compute", ...}]}.
+
+    In every round each variant of a model runs once, on the same random clips, starting with another variant
+    each time. A row has, over the rounds: `latency_ms` of one batch (median and p90), `clips_per_s` at the
+    median, and `speedup`, the median of the rounds' ratios plain over merged. `ideal_speedup` is what the
+    multiply-adds alone would give, 1 / compute; `compute` and `macs` (of one clip) are what the plan reached.
+    Merging is off the shelf; a model that was saved merged is timed as it is too ("as saved"), against its
+    plain self. `peak_memory_mb` is the most (in MiB) that is alive during one untimed forward: weights, the
+    clips, and the tensors between them; scratch space inside a kernel counts on a GPU only.
+
+    Args:
+        models: bundled names, folders, hub ids, or names of `SHAPES`, whose weights are random.
+        computes: shares of the plain model's multiply-adds; 1 is the plain model, which is timed in any case.
+        batch: clips that go through at once.
+        dtypes: "fp32", or "bf16" by autocast.
+        device: "cpu" or "cuda"; a GPU where there is one.
+
+    Raises:
+        SttmError: for a name, number or target that cannot be, before anything is timed; or if memory ends.
+    """
+    for method in methods:
+        method_named(method)
+    computes = sorted({check_compute(compute) for compute in computes}, reverse=True)
+    _check(models, batch, dtypes, rounds)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    counts = [len(_rehearse(name, methods, computes)) for name in models]
+    rows: list[dict[str, Any]] = []
+    with _progress(sum(counts) * len(dtypes) * (rounds + WARM_UP + 1)) as advance:
+        for name in models:
+            variants = _variants(_load(name).to(where), methods, computes)
+            label = f"{name} (random weights)" if name in SHAPES else name
+            for dtype in dtypes:
+                with _memory_errors(name, batch, where):
+                    measured = _measure(variants, batch, DTYPES[dtype], rounds, where, advance)
+                facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
+                for variant, figures in zip(variants, measured, strict=True):
+                    what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
+                    rows.append({"model": label} | what | figures | facts)
+    return {"machine": machine(where), "rows": rows}
+
+
+def _check(models: Sequence[str], batch: int, dtypes: Sequence[str], rounds: int) -> None:
+    if not models or not dtypes:
+        raise SttmError("there is nothing to time; name at least one model and one of " + ", ".join(DTYPES))
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise SttmError(f"unknown dtype {dtype!r}; choose {' or '.join(DTYPES)}")
+    for name, value in (("batch", batch), ("rounds", rounds)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SttmError(f"{name}={value!r} is not a whole number of one or more; give one")
+
+
+def _load(name: str) -> nn.Module:
+    if name in SHAPES:
+        return SHAPES[name]().eval()
+    try:
+        return floor.load(name)
+    except SttmError as error:
+        raise SttmError(f"{error}; bench knows {', '.join(SHAPES)} too, with random weights") from error
+
+
+def _rehearse(name: str, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
+    """The variants of a model, made only to see that they can be: no target fails after an hour of timing."""
+    if name not in SHAPES:
+        return _variants(_load(name), methods, computes)
+    with torch.device("meta"):
+        return _variants(_load(name), methods, computes)
+
+
+def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
+    """Every way to run a model, the plain one first; all of them share one set of weights."""
+    plain, variants = _twin(model), []
+    if plug.is_merged(model):
+        plug.remove(plain)
+        plan = plug.plan_of(model)
+        variants.append(Variant(f"{plan.method} (as saved)", plan.compute, plan.macs_after, model))
+    variants.insert(0, Variant("plain", 1.0, plug.macs(plain), plain))
+    for method in methods:
+        for compute in computes:
+            if compute < 1:
+                merged = _twin(plain)
+                plan = plug.apply(merged, compute, method)
+                variants.append(Variant(method, plan.compute, plan.macs_after, merged))
+    return variants
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own and the very same tensors."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _measure(
+    variants: Sequence[Variant],
+    batch: int,
+    dtype: torch.dtype,
+    rounds: int,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """The measured fields of each variant's row."""
+    plain = variants[0].model
+    shape = (batch, *backbone_of(plain).clip_shape(plain))
+    pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def forward(model: nn.Module) -> None:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            model(pixels_BTCHW)
+        advance()
+
+    runs = [partial(forward, variant.model) for variant in variants]
+    peaks = [_peak_bytes(variant.model, pixels_BTCHW, go) for variant, go in zip(variants, runs, strict=True)]
+    for turn in range(WARM_UP):
+        in_turn(runs, turn, device)
+    # One line a round, one column a variant.
+    seconds = np.array([in_turn(runs, turn, device)[0] for turn in range(rounds)])
+    speedups = np.median(seconds[:, :1] / seconds, axis=0)
+    figures = []
+    for variant, taken, speedup, peak in zip(variants, seconds.T, speedups, peaks, strict=True):
+        spread = quantiles(taken)
+        figures.append(
+            {
+                "latency_ms": {name: round(1000 * spread[name], 3) for name in ("p50", "p90")},
+                "clips_per_s": round(batch / spread["p50"], 3),
+                "speedup": round(float(speedup), 3),
+                "ideal_speedup": round(1 / variant.compute, 3),
+                "peak_memory_mb": round(peak / 2**20, 1),
+            }
+        )
+    return figures
+
+
+def _peak_bytes(model: nn.Module, pixels: Tensor, forward: Callable[[], None]) -> int:
+    """The most bytes alive at once in one forward: weights, pixels, and all that comes and goes between."""
+    given = [*model.parameters(), *model.buffers(), pixels]
+    own = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in given}.values())
+    if pixels.device.type == "cuda":
+        torch.cuda.synchronize(pixels.device)
+        torch.cuda.reset_peak_memory_stats(pixels.device)
+        before = torch.cuda.memory_allocated(pixels.device)
+        forward()
+        return own + torch.cuda.max_memory_allocated(pixels.device) - before
+    with _Alive(given) as alive:
+        forward()
+    return own + alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Follows every storage that operations make, from its first sight until it is freed.
+
+    On a CPU no allocator keeps count, and the memory of the process belongs to all variants together.
+    """
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in given}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.sizes:
+            return
+        self.sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, address: int) -> None:
+        self.now -= self.sizes.pop(address)
+
+
+@contextmanager
+def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            many = f"{batch} clips at once through {name} do not fit into the memory of {device}"
+            raise SttmError(f"{many}; use a smaller batch") from error
+        raise
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal; each call of what it yields is one forward."""
+    console = Console(stderr=True)
+    columns = (TextColumn("timing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("timing", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,111 @@
+"""webdataset's tar shards, read at random: where each video's bytes lie is found once, from the tar's headers."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+from sttm.data.datasets.lists import VIDEO_SUFFIXES, Line, Part
+from sttm.errors import SttmError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_LABELS = ("cls", "txt", "json")
+_MANY = 10**7
+
+
+def expand(pattern: Path) -> list[Path]:
+    """The shards that a pattern names: {000..012} and {a,b} count, * and ? match what is there.
+
+    Raises:
+        SttmError: if one that is counted does not exist, or nothing matches.
+    """
+    if pattern.is_dir():
+        return sorted(pattern.glob("*.tar"))
+    found: list[Path] = []
+    for name in _braces(str(pattern)):
+        if any(sign in name for sign in "*?["):
+            found.extend(Path(match) for match in sorted(glob.glob(name)))  # noqa: PTH207 - it may be absolute
+        else:
+            found.append(Path(name))
+    missing = [path for path in found if not path.is_file()]
+    if missing:
+        raise SttmError(f"{len(missing)} of {len(found)} shards of {pattern} are not there, the first is {missing[0]}.")
+    if not found:
+        raise SttmError(f"no shard matches {pattern}; check the path, and quote the pattern.")
+    return found
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    first, dots, last = match[1].partition("..")
+    if dots and not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < _MANY):
+        raise SttmError(f"{{{match[1]}}} is no range of shards; write, say, {{000000..000099}}.")
+    choices = match[1].split(",")
+    if dots:
+        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    for choice in choices:
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+
+
+def index(shards: Sequence[Path]) -> list[Line]:
+    """Every key of the shards, in their order; only headers and labels are read."""
+    with ThreadPoolExecutor(8, thread_name_prefix="sttm-shards") as pool:  # waiting for a disk far away, mostly
+        return list(chain.from_iterable(pool.map(_keys, shards)))
+
+
+def _keys(shard: Path) -> tuple[Line, ...]:
+    facts = shard.stat()
+    return _read_index(str(shard), facts.st_mtime_ns, facts.st_size)
+
+
+@cache  # the splits of one run name each other's shards again
+def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Line, ...]:
+    labels: dict[str, str | int | None] = {}
+    parts: dict[str, Part] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, slash, name = member.name.rpartition("/")
+                stem, dot, kind = name.partition(".")
+                key = folder + slash + stem
+                if not (member.isfile() and stem and dot):
+                    continue
+                is_video = f".{kind.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES
+                if is_video and key in parts:
+                    raise SttmError(f"{shard} holds two videos of the key {key}; every video needs a key of its own.")
+                if is_video:
+                    parts[key] = Part(shard, member.offset_data, member.size)
+                file = tar.extractfile(member) if kind in _LABELS else None
+                labels.setdefault(key, None)
+                if file is not None and labels[key] is None:
+                    labels[key] = _label(f"{shard}/{member.name}", kind, file.read())
+    except (tarfile.TarError, OSError) as error:
+        advice = "unpack a .tar.gz, or download it again"
+        raise SttmError(f"{shard} is no whole, uncompressed tar ({error}); {advice}.") from error
+    paths = {key: f"{shard}/{key}" for key in labels}
+    return tuple(Line((paths[key],), label, paths[key], part=parts.get(key)) for key, label in labels.items())
+
+
+def _label(path: str, kind: str, data: bytes) -> str | int | None:
+    try:
+        text: str | int | None = data.decode().strip()
+        if kind == "json":
+            values = json.loads(data)
+            text = values.get("label") if isinstance(values, dict) else values
+        if isinstance(text, str) and text.isdecimal():
+            return int(text)
+        if text is None or (isinstance(text, str | int) and not isinstance(text, bool)):
+            return text
+    except ValueError:
+        pass
+    raise SttmError(f"{path} holds no label; wanted are a number or a name, in JSON under the key label.")

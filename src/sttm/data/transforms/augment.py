@@ -1,0 +1,237 @@
+"""Training clips, varied: crop, mirror, RandAugment and erasing, each the same for all frames of a clip.
+
+All that is random comes from the generator passed in, so that a clip is a function of the video and the draw.
+Levels stay uint8 while frames are cut and resized; colours and shapes are changed by kornia's functions, which draw
+nothing themselves.
+
+Legend: T frames, C = 3 colours, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sttm.config.settings import AugmentSettings
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.errors import SttmError
+
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side; height and width may lie one step apart (TSN)
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_RATIO = (0.3, 1 / 0.3)
+STRONGEST = 10  # as in the recipes that say "magnitude 7"
+
+
+class Augment:
+    """Turns decoded frames into one varied training clip: frames_TCHW uint8 to normalised pixels_TCHW float32."""
+
+    def __init__(self, settings: AugmentSettings, preprocess: Preprocess, mirror: bool) -> None:
+        self.settings, self.preprocess, self.mirror = settings, preprocess, mirror
+        size = preprocess.crop or preprocess.resize
+        if not isinstance(size, tuple):
+            raise SttmError(
+                "This model takes whole frames of any shape, which make no batch; give its preprocessor a crop_size."
+            )
+        if settings.randaugment > len(OPERATIONS):
+            allowed = f"there are {len(OPERATIONS)} operations; give at most so many"
+            raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}.")
+        if settings.randaugment:
+            _import_kornia()
+        self.size = size
+
+    def __call__(self, frames_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
+        """Vary one clip."""
+        frames_TCHW = self._crop(frames_TCHW, draw)
+        if self.mirror and draw.random() < self.settings.flip:
+            frames_TCHW = frames_TCHW.flip(-1)
+        if self.settings.randaugment:
+            frames_TCHW = rand_augment(frames_TCHW, self.settings.randaugment, self.settings.magnitude, draw)
+        pixels_TCHW = self.preprocess.normalise(frames_TCHW)
+        if draw.random() < self.settings.erasing:
+            erase(pixels_TCHW, draw)
+        return pixels_TCHW
+
+    def _crop(self, frames_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
+        *_, height, width = frames_TCHW.shape
+        if self.settings.crop == "centre":
+            return self.preprocess.cut(frames_TCHW)[0]
+        if self.settings.crop == "multi_scale":
+            y, x, h, w = multi_scale_box(height, width, draw)
+        else:
+            y, x, h, w = random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, draw)
+        cut_TCHW = frames_TCHW[..., y : y + h, x : x + w]
+        if (h, w) == self.size:
+            return cut_TCHW
+        return F.interpolate(cut_TCHW, self.size, mode=self.preprocess.resample, antialias=True)
+
+
+def _import_kornia() -> None:
+    """Find out that it is there, and load it once for all the workers that are then split off."""
+    try:
+        import kornia.enhance
+        import kornia.geometry.transform  # noqa: F401
+    except ImportError:
+        raise SttmError("augment.randaugment needs sttm[train]: pip install 'sttm[train]'") from None
+
+
+def random_box(
+    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a box of such a part of the area and such a width over height.
+
+    Where ten draws do not fit, it is the largest box in the middle whose ratio is allowed.
+    """
+    for _ in range(10):
+        pixels = draw.uniform(*area) * height * width
+        shape = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    w, h = max(1, min(width, round(height * shape))), max(1, min(height, round(width / shape)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def multi_scale_box(height: int, width: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width as TSN does: a few scales, and the corners or the middle."""
+    sides = [max(1, int(min(height, width) * scale)) for scale in SCALES]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    h, w = pairs[draw.integers(len(pairs))]
+    down, right = height - h, width - w
+    places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    y, x = places[draw.integers(len(places))]
+    return y, x, h, w
+
+
+def erase(pixels_TCHW: Tensor, draw: np.random.Generator) -> None:
+    """Lay noise over a box, the same noise in all frames, in place."""
+    *_, height, width = pixels_TCHW.shape
+    y, x, h, w = random_box(height, width, ERASED_AREA, ERASED_RATIO, draw)
+    noise_CHW = draw.standard_normal((3, h, w), dtype=np.float32)
+    pixels_TCHW[:, :, y : y + h, x : x + w] = torch.from_numpy(noise_CHW)
+
+
+# --- RandAugment --------------------------------------------------------------------------------------------
+# Each operation takes levels from 0 to 1 and a strength from 0 to 1, negative for the other direction. None of them
+# mirrors a clip, or turns it by more than 30 degrees, so left stays left.
+
+
+def rand_augment(frames_TCHW: Tensor, number: int, magnitude: int, draw: np.random.Generator) -> Tensor:
+    """Apply `number` different operations at `magnitude` of 10: uint8 levels to float levels, both up to 255."""
+    levels_TCHW = frames_TCHW.float().div_(255)
+    for choice in draw.permutation(len(OPERATIONS))[:number]:
+        sign = 1 if draw.random() < 0.5 else -1
+        levels_TCHW = OPERATIONS[choice](levels_TCHW, sign * magnitude / STRONGEST).clamp_(0, 1)
+    return levels_TCHW.mul_(255)
+
+
+def _blend(levels_TCHW: Tensor, other: Tensor, strength: float) -> Tensor:
+    """Move away from another picture, or towards it where strength is negative, by at most nine tenths."""
+    return levels_TCHW + 0.9 * strength * (levels_TCHW - other)
+
+
+def _grey(levels_TCHW: Tensor) -> Tensor:
+    from kornia.color import rgb_to_grayscale
+
+    return rgb_to_grayscale(levels_TCHW)
+
+
+def _auto_contrast(levels_TCHW: Tensor, _: float) -> Tensor:
+    low, high = levels_TCHW.amin((-2, -1), keepdim=True), levels_TCHW.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (levels_TCHW - low) / (high - low).clamp_min(1e-6), levels_TCHW)
+
+
+def _equalize(levels_TCHW: Tensor, _: float) -> Tensor:
+    from kornia.enhance import equalize
+
+    return equalize(levels_TCHW)
+
+
+def _invert(levels_TCHW: Tensor, _: float) -> Tensor:
+    return 1 - levels_TCHW
+
+
+def _posterize(levels_TCHW: Tensor, strength: float) -> Tensor:
+    lost_bits = round(4 * abs(strength))
+    return levels_TCHW.mul(255).round().to(torch.uint8).bitwise_and(256 - 2**lost_bits).float().div_(255)
+
+
+def _solarize(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return torch.where(levels_TCHW < 1 - abs(strength), levels_TCHW, 1 - levels_TCHW)
+
+
+def _solarize_add(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return torch.where(levels_TCHW < 0.5, levels_TCHW + 0.43 * abs(strength), levels_TCHW)
+
+
+def _color(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return _blend(levels_TCHW, _grey(levels_TCHW), strength)
+
+
+def _contrast(levels_TCHW: Tensor, strength: float) -> Tensor:
+    # A whole level, so that the order in which threads add up does not matter.
+    mean_T111 = _grey(levels_TCHW).mean((-3, -2, -1), keepdim=True).mul(255).round().div(255)
+    return _blend(levels_TCHW, mean_T111, strength)
+
+
+def _brightness(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return levels_TCHW * (1 + 0.9 * strength)
+
+
+def _sharpness(levels_TCHW: Tensor, strength: float) -> Tensor:
+    # The usual smoothing, 5 in the middle and 1 around it over 13, leaves the rim alone.
+    smooth_TCHW = levels_TCHW.clone()
+    inside = (..., slice(1, -1), slice(1, -1))
+    if min(levels_TCHW.shape[-2:]) > 2:
+        smooth_TCHW[inside] = (9 * F.avg_pool2d(levels_TCHW, 3, 1) + 4 * levels_TCHW[inside]) / 13
+    return _blend(levels_TCHW, smooth_TCHW, strength)
+
+
+def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
+    """Map every point, about the middle of the frame; what comes in from outside is grey."""
+    from kornia.geometry.transform import warp_affine
+
+    frames, colours, height, width = levels_TCHW.shape
+    (a, b, x), (c, d, y) = matrix
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    about = [
+        [a, b, x * width + middle_x - a * middle_x - b * middle_y],
+        [c, d, y * height + middle_y - c * middle_x - d * middle_y],
+    ]
+    # One grid for all frames: they become channels of one picture. Moving grey to nought makes the outside grey.
+    picture = levels_TCHW.reshape(1, frames * colours, height, width) - 0.5
+    moved = warp_affine(picture, torch.tensor([about]), (height, width), padding_mode="zeros")
+    return moved.add_(0.5).reshape(frames, colours, height, width)
+
+
+def _rotate(levels_TCHW: Tensor, strength: float) -> Tensor:
+    angle = math.radians(30 * strength)
+    return _affine(levels_TCHW, [[math.cos(angle), math.sin(angle), 0], [-math.sin(angle), math.cos(angle), 0]])
+
+
+def _shear_x(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return _affine(levels_TCHW, [[1, 0.3 * strength, 0], [0, 1, 0]])
+
+
+def _shear_y(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return _affine(levels_TCHW, [[1, 0, 0], [0.3 * strength, 1, 0]])
+
+
+def _translate_x(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return _affine(levels_TCHW, [[1, 0, 0.45 * strength], [0, 1, 0]])
+
+
+def _translate_y(levels_TCHW: Tensor, strength: float) -> Tensor:
+    return _affine(levels_TCHW, [[1, 0, 0], [0, 1, 0.45 * strength]])
+
+
+Operation = Callable[[Tensor, float], Tensor]
+OPERATIONS: tuple[Operation, ...] = (
+    _auto_contrast, _equalize, _invert, _posterize, _solarize, _solarize_add, _color, _contrast, _brightness,
+    _sharpness, _rotate, _shear_x, _shear_y, _translate_x, _translate_y,
+)  # fmt: skip

@@ -1,0 +1,131 @@
+"""What is installed, what works, and how to mend what does not: `sttm doctor`."""
+
+import importlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
+TRAINING = ("accelerate", "kornia", "matplotlib", "pyarrow", "tensorboard")  # what sttm[train] brings
+INSTALL = "pip install --force-reinstall -c constraints.txt"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: "ok", "absent" (optional, and not there) or "broken"; `mend` says what to do."""
+
+    name: str
+    status: str
+    detail: str
+    needed: bool
+    mend: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything that sttm needs or can use, one Finding at a time; nothing raises."""
+    yield _try("python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield _try("torch", _torch, mend=f"{INSTALL} torch")
+    for name in PACKAGES:
+        yield _try(name, partial(_import, name), mend=f"{INSTALL} {name}")
+    yield _try("video", _video, mend=f"{INSTALL} av")
+    yield _try("torchvision", _torchvision, needed=False, mend="pip uninstall torchvision: sttm does without it")
+    yield _try("model", _model, mend="mend what is broken above; if nothing is, reinstall sttm")
+    for name in TRAINING:
+        yield _try(name, partial(_optional, name), needed=False, mend="pip install 'sttm[train]'")
+    mend = "install FFmpeg on the system; on a CPU build of torch, pip install torchcodec==0.13.0"
+    yield _try("torchcodec", _torchcodec, needed=False, mend=mend)
+
+
+def _try(name: str, look: Callable[[], str | None], *, needed: bool = True, mend: str = "") -> Finding:
+    """Run one look, which returns what it saw, or None for something absent; whatever it raises is caught."""
+    try:
+        detail = look()
+    except Exception as error:  # a broken installation can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(name, "broken", reason, needed, mend)
+    if detail is None:
+        return Finding(name, "absent", "not installed, and not needed", needed)
+    return Finding(name, "ok", detail, needed)
+
+
+def _import(name: str) -> str:
+    importlib.import_module(name)
+    return version(name)
+
+
+def _optional(name: str) -> str | None:
+    return None if find_spec(name) is None else _import(name)
+
+
+def _torch() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.__version__}, CUDA {torch.version.cuda} on {torch.cuda.get_device_name()}"
+    return f"{torch.__version__}, CPU only, {torch.get_num_threads()} threads"
+
+
+def _torchvision() -> str | None:
+    """Recognise a torchvision for another torch: no vision model of transformers loads beside it."""
+    if find_spec("torchvision") is None:
+        return None
+    # In a process of its own, for a failed import leaves torch's operators half registered.
+    command = [sys.executable, "-c", "import torchvision"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if "torchvision::nms does not exist" in run.stderr:
+        raise RuntimeError("it was built for another torch, and keeps transformers' vision models from loading")
+    if run.returncode:
+        raise RuntimeError((run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1])
+    return version("torchvision")
+
+
+def _torchcodec() -> str | None:
+    if find_spec("torchcodec") is None:
+        return None
+    importlib.import_module("torchcodec.decoders")
+    return version("torchcodec")
+
+
+def _video() -> str:
+    """Write a short mp4, and read it back."""
+    import av
+    import numpy as np
+
+    from sttm.data.video.read import Sampling, read
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grey.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for level in range(0, 256, 32):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8))))
+            container.mux(stream.encode())
+        (clip,) = read(path, Sampling(num_frames=8))
+    if clip.frames_decoded != 8:
+        raise RuntimeError(f"of 8 frames written as h264, {clip.frames_decoded} came back")
+    return f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info}; h264 written and read back"
+
+
+def _model() -> str:
+    """Load the bundled model, and let it look at grey frames."""
+    import torch
+
+    from sttm import models
+    from sttm.data.transforms.preprocess import Preprocess
+
+    model = models.load(models.DEFAULT)
+    preprocess = Preprocess.from_folder(models.resolve(models.DEFAULT))
+    frames_TCHW = torch.full((preprocess.sampling.num_frames, 3, 64, 64), 128, dtype=torch.uint8)
+    with torch.no_grad():
+        logits = model(preprocess(frames_TCHW)).logits
+    if not logits.isfinite().all():
+        raise RuntimeError(f"the bundled model {models.DEFAULT} gives scores that are not finite")
+    return f"the bundled {models.DEFAULT} loads and predicts"

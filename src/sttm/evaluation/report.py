@@ -1,0 +1,227 @@
+"""What came of testing a model: the figures, a table of the classes, every prediction, a picture of the confusion.
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sttm.errors import SttmError
+from sttm.evaluation.metrics import Accuracy, Confusion
+
+Format = Literal["csv", "parquet"]
+
+#: Classes that a picture of the confusion still names, and those whose counts it still writes down.
+NAMED, NUMBERED = 60, 20
+#: Guesses that are kept of each video, and looked at for top-5.
+BEST = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one video: the best guesses, or an error."""
+
+    place: int
+    """In the list."""
+    path: str
+    truth: int | None
+    """The model's number of its class; None where the list does not tell."""
+    best: tuple[int, ...] = ()
+    """Classes by falling score, at most `BEST`."""
+    scores: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How a model does on a list of videos."""
+
+    labels: tuple[str, ...]
+    """The model's names of the classes, by number."""
+    confusion: Confusion
+    """Of the videos that could be read and have a label."""
+    answers: tuple[Answer, ...]
+    """One for each video that is there, in the order of the list."""
+    missing: tuple[str, ...]
+    """Paths that are listed but not there."""
+    seconds: float
+
+    @property
+    def top1(self) -> Accuracy:
+        return self.confusion.top1
+
+    @property
+    def top5(self) -> Accuracy:
+        return self.confusion.top5
+
+    @property
+    def mean_class(self) -> float:
+        return self.confusion.mean_class
+
+    @property
+    def errors(self) -> tuple[tuple[str, str], ...]:
+        """(path, reason) of the videos that were counted neither as right nor as wrong."""
+        unread = [(answer.path, answer.error) for answer in self.answers if answer.error is not None]
+        return (*unread, *((path, "is listed, but there is no such file") for path in self.missing))
+
+    @property
+    def clips(self) -> int:
+        """Videos that the model answered."""
+        return sum(answer.error is None for answer in self.answers)
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row for each class that has clips, with its most frequent mistake."""
+        rows = []
+        for number in self.confusion.present:
+            accuracy, mistake = self.confusion.of_class(number), self.confusion.taken_for(number)
+            rows.append(
+                {
+                    "class": self.labels[number],
+                    "clips": accuracy.total,
+                    "correct": accuracy.correct,
+                    "share": accuracy.share,
+                    "low": accuracy.interval[0],
+                    "high": accuracy.interval[1],
+                    "taken_for": None if mistake is None else self.labels[mistake[0]],
+                    "times": 0 if mistake is None else mistake[1],
+                }
+            )
+        return rows
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """A row for each video that is there: its label, the best guesses with their scores, what was amiss."""
+        return [self._row(answer) for answer in self.answers]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as they are printed and kept; accuracies are None where no list said what is right."""
+        labelled = self.confusion.top1.total > 0
+        return {
+            "clips": self.clips,
+            "labelled": self.top1.total,
+            "unreadable": len(self.errors),
+            "top1": self.top1.share if labelled else None,
+            "top1_interval": list(self.top1.interval) if labelled else None,
+            "top5": self.top5.share if labelled else None,
+            "top5_interval": list(self.top5.interval) if labelled else None,
+            "mean_class": self.mean_class if labelled else None,
+            "correct": self.top1.correct,
+            "correct_among_five": self.top5.correct,
+            "classes": len(self.confusion.present),
+            "warnings": sum(bool(answer.warnings) for answer in self.answers),
+            "seconds": round(self.seconds, 3),
+            "clips_per_s": round(self.clips / self.seconds, 3) if self.seconds else None,
+        }
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        label = None if answer.truth is None else self.labels[answer.truth]
+        row: dict[str, Any] = {"path": answer.path, "label": label}
+        for rank in range(min(BEST, len(self.labels))):
+            known = rank < len(answer.best)
+            row[f"prediction_{rank + 1}"] = self.labels[answer.best[rank]] if known else None
+            row[f"score_{rank + 1}"] = answer.scores[rank] if known else None
+        return row | {"note": answer.error or "; ".join(answer.warnings) or None}
+
+
+def claim(folder: Path, format: Format) -> None:
+    """Make the folder for the results, and find out before the work whether they can be written.
+
+    Raises:
+        SttmError: if the folder cannot be written, or a package is missing.
+    """
+    for package in ("matplotlib", *(("pyarrow",) if format == "parquet" else ())):
+        if importlib.util.find_spec(package) is None:
+            raise SttmError(f"writing results needs sttm[train] ({package}): pip install 'sttm[train]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "summary.json.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SttmError(f"cannot write results to {folder} ({error.strerror}); choose another folder") from error
+
+
+def write(evaluation: Evaluation, folder: Path, summary: dict[str, Any], format: Format = "csv") -> None:
+    """Write summary.json, predictions.csv or .parquet, and where there are labels per_class.csv and confusion.png."""
+    _write_table(folder / f"predictions.{format}", evaluation.predictions)
+    if evaluation.top1.total:
+        _write_table(folder / "per_class.csv", evaluation.per_class)
+        draw(evaluation, folder / "confusion.png")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def draw(evaluation: Evaluation, path: Path) -> None:
+    """Draw the confusion as a png: a line for each class that has clips, as shares of them.
+
+    Few classes are named at the axes, and shares written into the fields; of many only their places in
+    per_class.csv are. Columns are the same classes and, if clips were taken for any other, one more for all others.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    counts_KK, present = evaluation.confusion.counts_KK, evaluation.confusion.present
+    inside_PP = counts_KK[np.ix_(present, present)]
+    outside_P = counts_KK[present].sum(1) - inside_PP.sum(1)
+    columns = [evaluation.labels[number] for number in present]
+    if outside_P.any():
+        inside_PP, columns = np.column_stack((inside_PP, outside_P)), [*columns, "any other class"]
+    shares_PP = inside_PP / counts_KK[present].sum(1, keepdims=True)
+    many, named = len(present), len(present) <= NAMED
+    side = min(max(5.0, 0.35 * many), 20.0) if named else 14.0
+    figure = Figure(figsize=(side + 2, side + 1), dpi=150 if named else 200, layout="constrained")
+    axes = figure.add_subplot()
+    # Of many classes a single mistake is a faint dot: there, small shares are drawn darker than they are.
+    shades = PowerNorm(1 if named else 0.4, vmin=0, vmax=1)
+    image = axes.imshow(shares_PP, cmap="Blues", norm=shades, interpolation="nearest")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the class's clips")
+    if named:
+        axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90)
+        axes.set_yticks(range(many), [_short(evaluation.labels[number]) for number in present])
+    if many <= NUMBERED:
+        for (row, column), count in np.ndenumerate(inside_PP):
+            if count:
+                colour = "white" if shares_PP[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("taken for" if named else "taken for (place of the class in per_class.csv, from 0)")
+    axes.set_ylabel("class" if named else "class (its place in per_class.csv, from 0)")
+    top1 = evaluation.top1
+    axes.set_title(f"top-1 {top1.share:.1%}: {top1.correct} of {top1.total} clips, {many} classes")
+    figure.savefig(path)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the picture; dollar signs are no formulas."""
+    return (name if len(name) <= 32 else f"{name[:31]}\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write records that share their keys as csv, or as parquet by the suffix."""
+    names = list(rows[0]) if rows else ["path"]
+    if path.suffix == ".csv":
+        # Names of files may hold bytes that are no text: they come back as they are.
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.DictWriter(file, names, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: [_text(row[name]) for row in rows] for name in names}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _text(value: Any) -> Any:
+    """A value as parquet takes it: text in UTF-8 only."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

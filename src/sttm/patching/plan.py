@@ -1,0 +1,91 @@
+"""The plan of a merged model: where its mergers sit, what they are, and what one clip then costs.
+
+A multiply-add is one term of a matrix product or convolution; papers call them "GFLOPs". Norms, activations, softmax,
+sorting and other work in proportion to the tokens alone are not counted, here as in those papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sttm.backbones.base import Backbone, ClipShape
+from sttm.merging import method_named
+from sttm.merging.merger import TokenMerger
+from sttm.merging.baselines.simple import Rival
+
+
+@dataclass(frozen=True)
+class MergerPlan:
+    """One merger: before which block (counted from 0), and the grids before and after it."""
+
+    layer: int
+    frames_before: int
+    tokens_before: int
+    frames: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `sttm.apply` does to a model: `print(plan)` is a table.
+
+    Attributes:
+        compute: multiply-adds after over before, those of the mergers included.
+        macs_before, macs_after: multiply-adds of one clip.
+        mergers: one MergerPlan each, in order.
+        method, learned, finder: what the mergers are.
+        clip_shape: (frames, channels, height, width) of the clips that were counted.
+    """
+
+    compute: float
+    macs_before: int
+    macs_after: int
+    mergers: tuple[MergerPlan, ...]
+    method: str
+    learned: bool
+    clip_shape: ClipShape
+    finder: str | None = None
+    family: str = ""
+
+    def __str__(self) -> str:
+        mode = "learned" if self.learned else "off the shelf"
+        lines = [
+            f"{self.method} ({mode}) on {self.family}: {self.macs_before / 1e9:.3f} -> {self.macs_after / 1e9:.3f} "
+            f"GMACs a clip, compute {self.compute:.3f}"
+        ]
+        if not self.mergers:
+            return lines[0] + "; nothing to merge"
+        lines.append(f"{'before block':>12}  {'frames x tokens':>22}  {'tokens':>14}  {'kept':>5}")
+        for m in self.mergers:
+            before, after = m.frames_before * m.tokens_before, m.frames * m.tokens
+            grids = f"{m.frames_before} x {m.tokens_before} -> {m.frames} x {m.tokens}"
+            lines.append(f"{m.layer:>12}  {grids:>22}  {f'{before} -> {after}':>14}  {after / before:>5.0%}")
+        return "\n".join(lines)
+
+
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger | Rival:
+    """The module of one planned merger."""
+    options: dict[str, Any] = {} if plan.finder is None else {"finder": plan.finder}
+    return method_named(plan.method)(
+        width, merger.frames, merger.tokens, frames_in=merger.frames_before, learned=plan.learned, **options
+    )
+
+
+def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequence[MergerPlan]) -> int:
+    """Multiply-adds of one clip through a model with these mergers."""
+    grid = backbone.grid(model, plan.clip_shape)
+    frames, tokens, inner = grid.frames, grid.tokens, 0
+    waiting = list(mergers)
+    for number in range(len(backbone.blocks(model))):
+        while waiting and waiting[0].layer == number:
+            merger = waiting.pop(0)
+            with torch.device("meta"):
+                inner += build_merger(plan, merger, backbone.width(model)).macs(frames, tokens)
+            frames, tokens = merger.frames, merger.tokens
+        inner += backbone.block_macs(model, grid, frames, tokens)
+    return grid.sequences * inner + backbone.outer_macs(model, plan.clip_shape, frames, tokens)

@@ -1,0 +1,130 @@
+"""From a compute target to a plan: checks what was asked for, has the schedule searched, counts the outcome."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from sttm.backbones.base import Backbone, ClipShape
+from sttm.errors import SttmError
+from sttm.merging import METHODS, habits_of, method_named
+from sttm.merging.baselines.simple import Rival
+from sttm.patching.plan import MergerPlan, Plan, count_macs
+from sttm.patching.search import Search
+
+
+def check_compute(compute: float) -> float:
+    """A share of the plain model's multiply-adds, above 0 and at most 1."""
+    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute <= 1:
+        raise SttmError(
+            f"compute={compute!r} is not a share of the plain model's multiply-adds; give a number above 0, up to 1"
+        )
+    return float(compute)
+
+
+def make_plan(
+    backbone: Backbone,
+    model: nn.Module,
+    compute: float = 0.62,
+    method: str = "sttm",
+    learned: bool = False,
+    clip_shape: ClipShape | None = None,
+    finder: str | None = None,
+    layers: Sequence[int] | None = None,
+    window: int | None = None,
+) -> Plan:
+    """The schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
+
+    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. The blocks before
+    the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
+    at again before it is merged further; no more than two, as every merger costs passes over the tokens that no
+    multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
+    merger would leave under 40 % of its tokens, both move towards the first block: more tokens for all the others. The
+    first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
+    within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
+
+    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or another place
+    does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA move
+    forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
+    first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
+    it can.
+
+    Raises:
+        SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
+    """
+    compute = check_compute(compute)
+    reducer = method_named(method)
+    if issubclass(reducer, Rival) and not reducer.needs_training:
+        # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
+        learned = False
+    clip_shape = _clip(backbone, model, clip_shape)
+    if backbone.aligned and finder not in (None, "stride"):
+        raise SttmError(
+            f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}"
+        )
+    if backbone.aligned and method in ("sttm", "random"):
+        finder = "stride"
+    elif method == "sttm":
+        finder = finder or "novelty"
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
+    before = count_macs(backbone, model, empty, ())
+    if compute == 1:
+        return _counted(empty, before, before, ())
+    _check_method(backbone, model, empty)
+    _check_places(backbone, model, empty, layers, window)
+    found = Search(backbone, model, empty, before, compute, layers, window).best()
+    return _counted(empty, before, count_macs(backbone, model, empty, found), found)
+
+
+def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> int:
+    """Multiply-adds of one clip through the model as it came."""
+    empty = Plan(1.0, 0, 0, (), "sttm", False, _clip(backbone, model, clip_shape))
+    return count_macs(backbone, model, empty, ())
+
+
+def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
+    frames = backbone.grid(model, empty.clip_shape).frames
+    if backbone.aligned and frames > 1 and not habits_of(empty.method).aligned:
+        raise SttmError(
+            f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
+            + ", ".join(name for name in METHODS if habits_of(name).aligned)
+        )
+    if habits_of(empty.method).whole_frames and frames == 1:
+        raise SttmError(
+            f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
+            + ", ".join(name for name in METHODS if not habits_of(name).whole_frames)
+        )
+
+
+def _check_places(
+    backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
+) -> None:
+    if habits_of(empty.method).whole_frames and (layers is not None or window is not None):
+        raise SttmError(f"{empty.method} finds its own places; leave layers and window out")
+    depth, frames = len(backbone.blocks(model)), backbone.grid(model, empty.clip_shape).frames
+    if layers is not None and (not layers or list(layers) != sorted(set(layers) & set(range(depth)))):
+        raise SttmError(
+            f"layers={list(layers)} are not blocks of this {backbone.family} model to merge before; give numbers from "
+            f"0 to {depth - 1} that rise, such as [{depth // 4}, {depth // 2}]"
+        )
+    if window is not None and (window < 1 or frames % window):
+        divisors = ", ".join(str(n) for n in range(1, frames + 1) if frames % n == 0)
+        raise SttmError(f"window={window} does not divide the {frames} token frames; choose one of {divisors}")
+
+
+def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> ClipShape:
+    if clip_shape is None:
+        return backbone.clip_shape(model)
+    try:
+        frames, channels, height, width = (operator.index(length) for length in clip_shape)
+    except (TypeError, ValueError):
+        wrong = f"clip_shape={clip_shape!r} is not (frames, channels, height, width)"
+        raise SttmError(f"{wrong}; give those four whole numbers") from None
+    return frames, channels, height, width
+
+
+def _counted(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
+    return replace(empty, compute=after / before, macs_before=before, macs_after=after, mergers=mergers)

@@ -1,0 +1,246 @@
+"""Makes folders of labelled videos: *motion*, told by time alone, and *scene*, told by any frame.
+
+A clip depends on its kind, seed and index alone: not on the machine's cores, nor on how many clips are made.
+
+Legend: T frames, H x W a picture, 3 colours.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from sttm.synth.motions import MOTION_CLASSES
+from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, Clip, plan, render
+from sttm.errors import SttmError
+
+__all__ = [
+    "CLASSES",
+    "MOTION_CLASSES",
+    "SCENE_CLASSES",
+    "Clip",
+    "SynthSettings",
+    "make",
+    "plan",
+    "render",
+    "video_path",
+]
+
+FPS = 8
+
+
+@dataclass(frozen=True)
+class SynthSettings:
+    """What to make; the same settings always make the same clips."""
+
+    kind: str = "motion"
+    """`motion` or `scene`."""
+    clips: int = 1000
+    seed: int = 0
+    frames: int = 16
+    """Frames of a clip, 8 a second; even, at least 8."""
+    size: int = 112
+    """Height and width in pixels; even, at least 32."""
+    train: float = 0.8
+    validation: float = 0.1
+    test: float = 0.1
+    """The share of each split; together 1."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            SttmError: on the first field that cannot be.
+        """
+        if self.kind not in CLASSES:
+            raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them.")
+        least_clips = len(CLASSES[self.kind])
+        limits = (("clips", least_clips, 10**7), ("seed", 0, 2**63), ("frames", 8, 1024), ("size", 32, 2048))
+        for name, least, most in limits:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                reason = f" (one for each of the {least} classes)" if name == "clips" else ""
+                raise SttmError(f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}.")
+        for name in ("frames", "size"):
+            if getattr(self, name) % 2:
+                raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or take away one.")
+        shares = (self.train, self.validation, self.test)
+        if not (min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6):
+            raise SttmError(
+                f"train, validation and test are {shares}, but must be 0 or more and add up to 1; mend them."
+            )
+
+    def split(self, index: int) -> str:
+        """The split of clip `index`: first come the clips of train, then of validation, then of test."""
+        if index < round(self.clips * self.train):
+            return "train"
+        return "validation" if index < round(self.clips * (self.train + self.validation)) else "test"
+
+
+def video_path(settings: SynthSettings, index: int) -> Path:
+    """Where clip `index` lies in its folder: `videos/<id>.mp4`, or as Kinetics files are named."""
+    if settings.kind == "motion":
+        return Path("videos", f"{index}.mp4")
+    label = SCENE_CLASSES[index % len(SCENE_CLASSES)]
+    return Path("videos", label, f"{_youtube_id(index)}_{0:06d}_{_seconds(settings):06d}.mp4")
+
+
+def _youtube_id(index: int) -> str:
+    return f"made{index:07d}"  # eleven characters, like theirs
+
+
+def _seconds(settings: SynthSettings) -> int:
+    return -(-settings.frames // FPS)
+
+
+def encode(pictures_THW3: NDArray[np.uint8], path: Path) -> None:
+    """Writes pictures as an h264 mp4 at 8 frames a second; the file appears only when it is whole."""
+    part = path.with_suffix(".part")
+    with av.open(str(part), "w", format="mp4") as box:
+        # One thread, or the bytes depend on the machine. Key frames only, or the first frame would be
+        # told from the others by its quality, and shuffled frames would tell where the video began.
+        options = {"preset": "veryfast", "crf": "20", "threads": "1", "g": "1"}
+        stream = box.add_stream("libx264", rate=FPS, options=options)
+        stream.height, stream.width = pictures_THW3.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures_THW3:
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        box.mux(stream.encode())
+    part.replace(path)
+
+
+def _write(folder: Path, settings: SynthSettings, index: int) -> None:
+    pictures, _, _ = render(settings.kind, index, settings.seed, frames=settings.frames, size=settings.size)
+    encode(pictures, folder / video_path(settings, index))
+
+
+def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True) -> Path:
+    """Makes a folder of annotated clips, or goes on where an earlier run of the same settings stopped.
+
+    *motion* is laid out as Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,
+    labels.json; videos are .mp4 where the official ones are .webm), *scene* as Kinetics (kinetics_train.csv,
+    kinetics_val.csv, kinetics_test.csv). `synth.json` holds the settings, `tracks.jsonl` where things were.
+
+    Args:
+        workers: processes; None is one for each core. The clips do not depend on it.
+        progress: a bar on a terminal.
+
+    Raises:
+        SttmError: when the folder holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        _claim(folder, settings)
+        for parent in {(folder / video_path(settings, i)).parent for i in range(len(CLASSES[settings.kind]))}:
+            parent.mkdir(parents=True, exist_ok=True)
+        missing = [i for i in range(settings.clips) if not (folder / video_path(settings, i)).exists()]
+        _run(partial(_write, folder, settings), missing, workers, progress)
+        _annotate(folder, settings)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SttmError(
+            f"Made videos cannot be written to {str(folder)!r} ({reason}); choose another folder."
+        ) from None
+    return folder
+
+
+def _claim(folder: Path, settings: SynthSettings) -> None:
+    """Takes an empty folder, or one of the same settings."""
+    note, ours = folder / "synth.json", {"version": VERSION, "fps": FPS, **asdict(settings)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if note.exists():
+        try:
+            theirs = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError:
+            theirs = None
+        if theirs != ours:
+            raise SttmError(
+                f"{str(folder)!r} holds videos made with other settings; use the same ones, or a new folder."
+            )
+    elif any(folder.iterdir()):
+        raise SttmError(
+            f"{str(folder)!r} is not empty and was not made by sttm synth; choose a new or an empty folder."
+        )
+    note.write_text(json.dumps(ours, indent=1), encoding="utf-8")
+
+
+def _run(job: Callable[[int], None], indices: list[int], workers: int | None, progress: bool) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(indices) // 8))
+    bar = partial(
+        track,
+        description="Making videos",
+        total=len(indices),
+        console=console,
+        transient=True,
+        disable=not (progress and console.is_terminal),
+    )
+    if workers <= 1:
+        for index in bar(indices):
+            job(index)
+        return
+    # spawn, because a fork of a process whose libraries hold threads may hang
+    with get_context("spawn").Pool(workers) as pool:
+        for _ in bar(pool.imap_unordered(job, indices, chunksize=8)):
+            pass
+
+
+def _annotate(folder: Path, settings: SynthSettings) -> None:
+    plans = [
+        plan(settings.kind, i, settings.seed, frames=settings.frames, size=settings.size)[0]
+        for i in range(settings.clips)
+    ]
+    with (folder / "tracks.jsonl").open("w", encoding="utf-8") as lines:
+        for index, clip in enumerate(plans):
+            tracks = {name: np.round(track, 2).tolist() for name, track in clip.tracks.items()}
+            video = video_path(settings, index).as_posix()
+            record = {"id": str(index), "video": video, "label": clip.label, **tracks}
+            lines.write(json.dumps(record, separators=(",", ":")) + "\n")
+    write = _annotate_motion if settings.kind == "motion" else _annotate_scene
+    write(folder, settings, plans)
+
+
+def _annotate_motion(folder: Path, settings: SynthSettings, plans: list[Clip]) -> None:
+    """Writes the layout of Something-Something v2."""
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    answers = []
+    for index, clip in enumerate(plans):
+        split = settings.split(index)
+        if split == "test":
+            rows[split].append({"id": str(index)})
+            answers.append(f"{index};{clip.label}\n")
+            continue
+        label = clip.template.lower()
+        for name in clip.names:
+            label = label.replace("[something]", name, 1)
+        row = {"id": str(index), "label": label, "template": clip.template, "placeholders": list(clip.names)}
+        rows[split].append(row)
+    for split, entries in rows.items():
+        lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+        (folder / f"{split}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (folder / "test-answers.csv").write_text("".join(answers), encoding="utf-8")
+    labels = {label: str(number) for number, label in enumerate(MOTION_CLASSES)}
+    (folder / "labels.json").write_text(json.dumps(labels, indent=1), encoding="utf-8")
+
+
+def _annotate_scene(folder: Path, settings: SynthSettings, plans: list[Clip]) -> None:
+    """Writes the layout of Kinetics."""
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        with (folder / f"kinetics_{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+            for index, clip in enumerate(plans):
+                if settings.split(index) == split:
+                    table.writerow((clip.label, _youtube_id(index), 0, _seconds(settings), name))

@@ -1,0 +1,198 @@
+"""Measuring: counts and intervals, turns, what a row says, what is refused before anything is timed."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+import sttm
+from sttm.benchmark import speed as bench
+from sttm.errors import SttmError
+from sttm.evaluation.metrics import Z95, Accuracy, in_turn, machine, quantiles
+
+CPU = torch.device("cpu")
+ROW = {"model", "method", "compute", "macs", "batch", "dtype", "mode"}
+ROW |= {"latency_ms", "clips_per_s", "speedup", "ideal_speedup", "peak_memory_mb"}
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(
+        hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96, num_labels=5
+    )
+    config = VideoMAEConfig(**sizes, image_size=32, patch_size=8, num_frames=8)
+    return VideoMAEForVideoClassification(config).eval()
+
+
+@pytest.fixture
+def plain(tmp_path) -> str:
+    return str(sttm.save(tiny(), tmp_path / "plain"))
+
+
+@pytest.fixture
+def merged(tmp_path) -> str:
+    model = tiny()
+    sttm.apply(model, compute=0.5, learned=True)
+    return str(sttm.save(model, tmp_path / "merged"))
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_adds_up_over_ragged_batches():
+    logits_BK = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
+    whole = Accuracy.of(logits_BK[:2], torch.tensor([1, 1])) + Accuracy.of(logits_BK[2:], torch.tensor([1]))
+    assert whole == Accuracy(2, 3) and whole.share == 2 / 3
+    assert math.isnan(Accuracy().share) and Accuracy().interval == (0, 1)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_ends_where_the_share_is_just_believable(counts):
+    accuracy = Accuracy(*counts)
+    low, high = accuracy.interval
+    assert 0 <= low <= accuracy.share + 1e-9 and accuracy.share - 1e-9 <= high <= 1
+    for end in (low, high):  # Wilson's definition: the share is Z95 standard deviations of `end` away from it
+        distance = Z95 * math.sqrt(end * (1 - end) / accuracy.total)
+        assert abs(accuracy.share - end) == pytest.approx(distance, abs=1e-6)
+
+
+def test_quantiles_are_named_from_low_to_high():
+    assert quantiles([3, 1, 2]) == pytest.approx({"p10": 1.2, "p50": 2, "p90": 2.8})
+
+
+@pytest.mark.parametrize(("turn", "order"), [(0, "abc"), (1, "bca"), (5, "cab")])
+def test_each_turn_starts_with_another_run(turn, order):
+    seen: list[str] = []
+
+    def note(name):
+        seen.append(name)
+        return name.upper()
+
+    seconds, results = in_turn([partial(note, name) for name in "abc"], turn, CPU)
+    assert "".join(seen) == order and results == ["A", "B", "C"] and len(seconds) == 3 and min(seconds) >= 0
+
+
+def test_machine_names_threads_and_torch():
+    assert torch.__version__ in machine(CPU) and f"{torch.get_num_threads()} thread" in machine(CPU)
+
+
+# --- bench --------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_what_was_run(plain, capfd):
+    result = bench.run([plain], ["sttm"], [1, 0.8, 0.5], batch=2, dtypes=["fp32", "bf16"], rounds=1)
+    assert set(result) == {"machine", "rows"} and all(set(row) == ROW for row in result["rows"])
+    assert capfd.readouterr().out == ""
+    model = tiny()
+    whole = sttm.macs(model)
+    for dtype in ("fp32", "bf16"):
+        rows = [row for row in result["rows"] if row["dtype"] == dtype]
+        assert [row["method"] for row in rows] == ["plain", "sttm", "sttm"]
+        for row, target in zip(rows, (1, 0.8, 0.5), strict=True):
+            assert target - 0.01 <= row["compute"] <= target and row["macs"] == round(row["compute"] * whole)
+            assert row["ideal_speedup"] == pytest.approx(1 / row["compute"], abs=1e-3)
+            assert (row["model"], row["batch"], row["mode"]) == (plain, 2, "eager")
+        assert rows[0]["speedup"] == 1
+
+
+def test_figures_are_medians_over_rounds_and_of_ratios(plain, monkeypatch):
+    rounds = iter([[9.0, 9.0], [4.0, 1.0], [3.0, 2.0], [6.0, 4.0]])  # the first warms up
+
+    def scripted(runs, turn, device):
+        return next(rounds), [run() for run in runs]
+
+    monkeypatch.setattr(bench, "in_turn", scripted)
+    first, second = bench.run([plain], ["sttm"], [0.5], batch=2, rounds=3)["rows"]
+    assert first["latency_ms"] == {"p50": 4000, "p90": 5600} and first["clips_per_s"] == 0.5
+    assert second["latency_ms"] == {"p50": 2000, "p90": 3600} and second["clips_per_s"] == 1
+    assert second["speedup"] == 1.5  # the median of 4, 1.5, 1.5, and not 4 / 2
+
+
+def test_variants_share_weights_and_keep_to_themselves():
+    model, clips = tiny(), torch.randn(1, 8, 3, 32, 32)
+    with torch.no_grad():
+        before = model(clips).logits
+        one, two = bench._variants(model, ["sttm"], [1, 0.5])
+        merged, plain = two.model(clips).logits, one.model(clips).logits
+    assert torch.equal(plain, before) and not torch.allclose(merged, before, atol=1e-6)
+    weights = [[p.data_ptr() for p in variant.parameters()] for variant in (model, one.model, two.model)]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_saved_merged_is_timed_as_it_is_against_its_plain_self(merged):
+    rows = bench.run([merged], ["sttm"], [1], rounds=1)["rows"]
+    assert [row["method"] for row in rows] == ["plain", "sttm (as saved)"]
+    assert rows[0]["macs"] == sttm.macs(tiny()) and rows[1]["macs"] == sttm.macs(sttm.load(merged))
+
+
+def test_peak_memory_counts_what_is_alive_together():
+    class Chain(nn.Module):
+        def forward(self, x):
+            for _ in range(5):
+                x = x + 1  # two are alive at any time: the one before, and the one that is made
+            return x.view(-1)[:1]
+
+    pixels = torch.zeros(1 << 20)
+    model = Chain()
+    with torch.no_grad():
+        peak = bench._peak_bytes(model, pixels, lambda: model(pixels))
+    assert peak == 3 * pixels.nbytes  # with the pixels themselves
+
+
+STANDARD = {  # millions of parameters, billions of multiply-adds: as published, the classes aside
+    "videomae-s": (22.0, 56.88),
+    "videomae-b": (86.5, 180.34),
+    "videomae-l": (303.9, 597.0),
+    "vivit-b": (88.9, 451.5),
+    "timesformer-b": (121.6, 195.8),
+    "vjepa2-l": (375.5, 935.2),
+}
+
+
+@pytest.mark.parametrize("name", bench.SHAPES)
+def test_standard_shapes_are_what_their_names_say(name):
+    with torch.device("meta"):
+        model = bench.SHAPES[name]()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert (millions, sttm.macs(model) / 1e9) == pytest.approx(STANDARD[name], rel=0.005)
+
+
+def test_random_weights_are_called_so(monkeypatch):
+    monkeypatch.setattr(bench, "SHAPES", {"tiny": tiny})
+    (row,) = bench.run(["tiny"], [], [1], rounds=1)["rows"]
+    assert row["model"] == "tiny (random weights)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"models": []}, "nothing to time"),
+        ({"models": ["videomae-s", "./nowhere"]}, "videomae-b"),
+        ({"methods": ["magic"]}, "unknown method 'magic'"),
+        ({"computes": [0.001]}, "0.001"),
+        ({"computes": [0]}, "compute=0"),
+        ({"dtypes": ["fp8"]}, "unknown dtype 'fp8'"),
+        ({"batch": 0}, "batch=0"),
+        ({"rounds": 0}, "rounds=0"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_timed(plain, monkeypatch, changed, sentence):
+    monkeypatch.setattr(bench, "_measure", lambda *_: pytest.fail("timed something"))
+    options = {"models": [plain], "methods": ["sttm"], "computes": [0.5], "rounds": 1} | changed
+    with pytest.raises(SttmError, match=sentence):
+        bench.run(options.pop("models"), options.pop("methods"), options.pop("computes"), **options)
+
+
+def test_a_full_memory_is_one_sentence(plain, monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(bench, "_measure", full)
+    with pytest.raises(SttmError, match="smaller batch"):
+        bench.run([plain], ["sttm"], [0.5], batch=512, rounds=1)

@@ -1,0 +1,157 @@
+"""The pages of docs/ are carried out as they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sttm
+from sttm.config import Settings
+from sttm.config.settings import DataSettings, SplitSettings
+from sttm.data.datasets.video_set import LAYOUTS, read_split
+from sttm.data.datasets.formats import read_listing
+from sttm.synth.videos import SynthSettings, encode, make, render
+
+DOCS = ROOT / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page that are in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def fill(folder: Path) -> None:
+    """Small made videos for the classes of finetune.md, in the folders that its first command makes."""
+    for split, first, clips in (("train", 0, 4), ("validation", 100, 2)):
+        for number, name in enumerate(("waving", "clapping")):
+            for i in range(clips):
+                pictures, _, _ = render("scene", first + 16 * i + number, 0, frames=8, size=32)
+                encode(pictures, folder / split / name / f"{i}.mp4")
+
+
+@pytest.mark.slow
+def test_finetune_page_works_as_written(tmp_path: Path) -> None:
+    """Five commands, each typed into a shell."""
+    (config,), commands = blocks("finetune.md", "yaml"), blocks("finetune.md", "sh")
+    assert [command.split()[0] for command in commands] == ["mkdir", *["sttm"] * 4] and len(commands) == 5
+    (tmp_path / "my-videos.yaml").write_text(config)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    said = []
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+        assert "Traceback" not in done.stderr
+        said.append(done.stdout)
+        if command.startswith("mkdir"):
+            fill(tmp_path / "my-videos")
+    assert "train" in said[1] and "validation" in said[1]
+    for folder in ("best", "model"):
+        assert sttm.macs(sttm.load(tmp_path / "runs" / "my-videos" / folder)) > 0
+    assert json.loads((tmp_path / "runs" / "my-videos" / "results.json").read_text())["compute"] <= 0.62
+    assert "top-1" in said[3].lower() or "top1" in said[3].lower()
+    assert any((tmp_path / "results").iterdir())
+    records = [json.loads(line) for line in said[4].splitlines()]
+    assert len(records) == 2
+    assert {prediction["label"] for prediction in records[0]["predictions"]} == {"waving", "clapping"}
+
+
+def test_settings_on_the_pages_are_settings() -> None:
+    """Those for a large model, too, over those that the page begins with."""
+    (config,), (large,) = blocks("finetune.md", "yaml"), blocks("finetune.md", "text")
+    for page in (config, large):
+        values = yaml.safe_load(config)
+        for section, settings in yaml.safe_load(page).items():
+            values[section] |= settings
+        settings = Settings.model_validate(values)
+        assert settings.merging.compute == 0.62
+    assert settings.model.start == "MCG-NJU/videomae-base" and settings.optimizer.micro_batch == 8
+    (data,) = blocks("data.md", "yaml")
+    assert DataSettings.model_validate(yaml.safe_load(data)["data"]).without == ("other",)
+
+
+def test_trainer_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "validation"):
+        for name in ("waving", "clapping"):
+            (tmp_path / "my-videos" / split / name).mkdir(parents=True)
+    fill(tmp_path / "my-videos")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("trainer.md", "python")
+    names: dict[str, object] = {"__name__": "recipe"}
+    exec(compile(code, "docs/trainer.md", "exec"), names)  # the page is ours
+    model, trainer = names["model"], names["trainer"]
+    merged = sttm.load("merged")
+    assert merged.config.id2label == {0: "clapping", 1: "waving"}
+    assert sttm.macs(merged) <= 0.62 * sttm.macs(sttm.load("sttm-motion-plain"))
+    assert trainer.state.global_step == 4  # type: ignore[attr-defined]
+    # What was trained is what was saved, and the merger's own parameters, which begin with zeros, have learnt.
+    trained = trainer.model.state_dict()  # type: ignore[attr-defined]
+    assert all((trained[name] == value).all() for name, value in model.state_dict().items())  # type: ignore[attr-defined]
+    fresh = sttm.load("sttm-motion-plain")
+    sttm.apply(fresh, compute=0.62, learned=True)
+    still = [name for name, value in fresh.state_dict().items() if ".merger." in name and not value.any()]
+    assert still and all(trained[name].any() for name in still)
+
+
+def sections() -> dict[str, tuple[str, str, str]]:
+    """Of data.md, for each layout: the name of the file, the path of its first video, what is in it."""
+    text = (DOCS / "data.md").read_text(encoding="utf-8").split("## The layouts")[1].split("\n## ")[0]
+    found = {}
+    for section in text.split("\n### ")[1:]:
+        name, _, rest = section.partition("\n")
+        match = re.search(r"`([^`]+)`, the first\s+video is `([^`]+)`", rest)
+        block = re.search(r"^```\n(.*?)^```$", rest, re.S | re.M)
+        assert match and block, name
+        found[name] = (match[1], match[2], block[1])
+    return found
+
+
+def test_the_page_has_every_layout() -> None:
+    assert sections().keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_example_of_a_layout_reads_as_the_page_says(layout: str, tmp_path: Path) -> None:
+    name, first, content = sections()[layout]
+    path = tmp_path / name
+    if layout == "folders":
+        for line in content.split():
+            (path / line).parent.mkdir(parents=True, exist_ok=True)
+            (path / line).touch()
+    elif layout == "shards":
+        for line in content.split():
+            (tmp_path / line).write_text("1")
+        with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+            for line in content.split():
+                tar.add(tmp_path / line, line)
+        first = str(tmp_path / first)
+    else:
+        path.write_text(content, encoding="utf-8")
+    listing, found = read_listing(path, "auto", "data.train")
+    assert found == layout
+    assert listing.lines[0].places[0] == first
+    assert listing.lines[0].label is not None
+
+
+@pytest.mark.parametrize("kind", ["motion", "scene"])
+def test_made_sets_read_by_the_commands_of_their_configs(kind: str, tmp_path: Path) -> None:
+    made = SynthSettings(kind=kind, clips=20, frames=8, size=32, train=0.9, validation=0.05, test=0.05)
+    folder = make(tmp_path / kind, made, workers=1, progress=False)
+    lists = ("train.json", "test-answers.csv") if kind == "motion" else ("kinetics_train.csv", "kinetics_test.csv")
+    data = DataSettings(
+        train=SplitSettings(list=folder / lists[0]),
+        test=SplitSettings(list=folder / lists[1]),
+        root=folder / "videos",
+        labels=folder / "labels.json" if kind == "motion" else None,
+    )
+    train, test = read_split(data, "train"), read_split(data, "test")
+    assert (len(train.videos), len(test.videos)) == (18, 1)
+    assert test.videos[0].label is not None
+    assert train.direction_sensitive == (kind == "motion")

@@ -1,0 +1,51 @@
+"""Confusion: what the counts say, against a naive recount; sums of parts are the whole."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttm.evaluation.metrics import Accuracy, Confusion
+
+CLASSES = 7
+guesses = st.permutations(range(CLASSES)).map(lambda order: tuple(order[:5]))
+clips = st.lists(st.tuples(st.integers(0, CLASSES - 1), guesses), max_size=40)
+
+
+def count(some: list[tuple[int, tuple[int, ...]]]) -> Confusion:
+    return Confusion.of(CLASSES, [truth for truth, _ in some], [best for _, best in some])
+
+
+@given(clips)
+def test_every_figure_is_a_naive_recount(some):
+    found = count(some)
+    right = [truth == best[0] for truth, best in some]
+    assert found.top1 == Accuracy(sum(right), len(some))
+    assert found.top5 == Accuracy(sum(truth in best for truth, best in some), len(some))
+    by_class = {number: [good for good, (truth, _) in zip(right, some, strict=True) if truth == number]
+                for number in range(CLASSES)}  # fmt: skip
+    shares = [sum(goods) / len(goods) for goods in by_class.values() if goods]
+    assert found.present == [number for number, goods in by_class.items() if goods]
+    assert math.isclose(found.mean_class, sum(shares) / len(shares)) if shares else math.isnan(found.mean_class)
+    for number, goods in by_class.items():
+        assert found.of_class(number) == Accuracy(sum(goods), len(goods))
+        mistakes = Counter(best[0] for truth, best in some if truth == number != best[0])
+        mistake = found.taken_for(number)
+        assert (mistake is None) == (not mistakes)
+        if mistake is not None:
+            assert mistake[1] == mistakes[mistake[0]] == max(mistakes.values())
+
+
+@given(clips, clips)
+def test_parts_add_up(some, others):
+    whole, parts = count(some + others), count(some) + count(others)
+    np.testing.assert_array_equal(whole.counts_KK, parts.counts_KK)
+    assert whole.top5 == parts.top5
+
+
+def test_the_sixth_guess_is_not_among_five():
+    assert Confusion.of(7, [6], [(0, 1, 2, 3, 4, 6)]).top5 == Accuracy(0, 1)

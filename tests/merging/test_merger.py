@@ -1,0 +1,369 @@
+"""The merger by itself: the properties that the method promises, and parity with a version in plain loops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sttm
+from sttm.merging.merger import TokenMerger
+from sttm.merging.selectors import make_finder, stride_order
+from sttm.merging.tokens import MergeMap, Tokens, compose, grid_positions
+
+MODES = [
+    dict(learned=False, finder="stride"),
+    dict(learned=False, finder="novelty"),
+    dict(learned=True, finder="stride"),
+    dict(learned=True, finder="novelty"),
+]
+modes = pytest.mark.parametrize("mode", MODES, ids=lambda m: f"{'learned' if m['learned'] else 'as-is'}-{m['finder']}")
+B, T, H, W, C, F, M = 2, 4, 4, 5, 12, 2, 6
+
+
+def merger(mode: dict, *, stirred: bool = True, **changes) -> TokenMerger:
+    sizes = dict(dim=C, frames=F, tokens=M, frames_in=T, similarity_dim=8) | changes
+    torch.manual_seed(0)
+    module = TokenMerger(**sizes, **mode).double().eval()
+    if stirred:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return module
+
+
+def tokens(seed: int = 0, dtype: torch.dtype = torch.float64, sized: bool = True) -> Tokens:
+    """Tokens that an earlier merger has left: uneven sizes, positions off the grid."""
+    make = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, T, H * W, C, generator=make, dtype=torch.float64).to(dtype)
+    plain = Tokens.of_grid(x, H, W, prefix_BPC=torch.randn(B, 1, C, generator=make))
+    if not sized:
+        return plain
+    size = torch.randint(1, 5, (B, T, H * W), generator=make).double()
+    shift = 0.05 * torch.randn(B, T, H * W, 3, generator=make, dtype=torch.float64)
+    return Tokens(x, size, (plain.position_BTS3 + shift).clamp(-1, 1), plain.prefix_BPC)
+
+
+# --- an independent version: one token at a time ----------------------------------------------------------------------
+
+
+def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slots, sizes, positions and assignment, in loops, from the page that describes the method."""
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+    x, size, position = given_.x_BTSC, given_.size_BTS, given_.position_BTS3
+    S, window = H * W, T // F
+    slots, sizes = torch.zeros(B, F, M, C).double(), torch.zeros(B, F, M).double()
+    places, assignment = torch.zeros(B, F, M, 3).double(), torch.zeros(B, T * S).long()
+
+    def norm(v: Tensor) -> Tensor:
+        return (v - v.mean()) / torch.sqrt(v.var(unbiased=False) + 1e-5)
+
+    for b in range(B):
+        features: dict[tuple[int, int], Tensor] = {}
+        for f in range(F):
+            members = [(t, s) for t in range(f * window, (f + 1) * window) for s in range(S)]
+            feature = {m: norm(x[b, m[0], m[1]]) for m in members}
+            middle = torch.stack(list(feature.values())).mean(0)
+            features |= {m: v - middle for m, v in feature.items()}
+        for f in range(F):
+            members = [(t, s) for t in range(f * window, (f + 1) * window) for s in range(S)]
+            metas = naive_metas(module, weights, members, features, position[b])
+            held: list[list[tuple[int, int]]] = [[] for _ in metas]
+            for m in members:
+                cosines = [float(unit(features[m]) @ unit(features[k])) for k in metas]
+                slot = metas.index(m) if m in metas else cosines.index(max(cosines))
+                held[slot].append(m)
+                assignment[b, m[0] * S + m[1]] = f * M + slot
+            for k, mine in enumerate(held):
+                mass = torch.stack([size[b][m] for m in mine]).sum()
+                slots[b, f, k] = sum(size[b][m] * x[b][m] for m in mine) / mass
+                places[b, f, k] = sum(size[b][m] * position[b][m] for m in mine) / mass
+                sizes[b, f, k] = mass
+                if module.learned:
+                    path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
+                    felt = torch.cat([*(4 * sure * step for step, sure in path), mass.log()[None]])
+                    slots[b, f, k] += weights["motion.weight"] @ felt + weights["motion.bias"]
+    return slots, sizes, places, assignment
+
+
+def naive_path(weights, features, meta: Tensor, position: Tensor, place: Tensor) -> list[tuple[Tensor, float]]:
+    """In every frame, where what resembles the meta token is, on average, seen from the slot; and how sure that is."""
+    key, path = unit(weights["similarity.weight"] @ meta), []
+    for t in range(T):
+        alike = [unit(weights["similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
+        likeness = (torch.stack(alike) / math.exp(weights["log_tau"])).softmax(0)
+        there = sum(a * position[t, s, 1:] for s, a in enumerate(likeness))
+        spread = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
+        path.append((there - place[1:], 0.1 / (0.1 + spread)))
+    return path
+
+
+def unit(v: Tensor) -> Tensor:
+    return v / max(float(v.norm()), 1e-12)
+
+
+def naive_metas(module, weights, members, feature, position) -> list[tuple[int, int]]:
+    """Meta tokens of one window, by the rule of the finder's name."""
+
+    def curve(member: tuple[int, int]) -> tuple:
+        t, y, x = (round(float(v + 1) / 2 * 63) for v in position[member])
+        bits = "".join(f"{(y >> b) & 1}{(x >> b) & 1}" for b in reversed(range(6)))
+        return t, int(bits, 2), float(position[member][1]) * 2 + float(position[member][2])
+
+    ordered = sorted(members, key=curve)
+    if module.finder_name == "stride":
+        return [ordered[((2 * i + 1) * len(ordered)) // (2 * M)] for i in range(M)]
+    length = (len(ordered) - 1).bit_length()
+
+    def novelty(place: int) -> float:
+        apart = [float((feature[ordered[place]] - feature[before]).square().mean()) for before in ordered[:place]]
+        turn = sum((place >> bit & 1) / 2 ** (bit + 1) for bit in range(length))
+        return min(apart, default=math.inf) - 1e-5 * turn
+
+    return [ordered[place] for place in sorted(range(len(ordered)), key=lambda place: -novelty(place))[:M]]
+
+
+@modes
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parity_with_plain_loops(mode: dict, seed: int) -> None:
+    module, given_ = merger(mode), tokens(seed)
+    merged, who = module(given_)
+    slots, sizes, places, assignment = naive(module, given_)
+    torch.testing.assert_close(merged.x_BTSC, slots, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(merged.size_BTS, sizes, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(merged.position_BTS3, places, rtol=1e-9, atol=1e-9)
+    assert torch.equal(who.assignment, assignment)
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    windows=st.integers(1, 3), window=st.integers(1, 3), height=st.integers(1, 5), width=st.integers(1, 5),
+    kept=st.floats(0, 1), mode=st.sampled_from(MODES), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_sizes_sum_to_the_tokens_that_came_in(windows, window, height, width, kept, mode, seed) -> None:
+    frames, length = windows * window, window * height * width
+    slots = max(1, round(kept * length))
+    module = merger(mode, frames=windows, tokens=slots, frames_in=frames)
+    x = torch.randn(2, frames, height * width, C, generator=torch.Generator().manual_seed(seed)).double()
+    merged, who = module(Tokens.of_grid(x, height, width))
+    n = torch.full((2,), float(frames * height * width)).double()
+    torch.testing.assert_close(merged.size_BTS.double().sum((1, 2)), n)
+    assert merged.x_BTSC.shape == (2, windows, slots, C) and merged.x_BTSC.isfinite().all()
+    assert (merged.size_BTS > 0).all()
+    # Metas are tokens of their own window, all different; every slot holds at least its own.
+    assert all(len(set(row.tolist())) == windows * slots for row in who.meta)
+    assert torch.equal(who.assignment.gather(1, who.meta), torch.arange(windows * slots).expand(2, -1))
+    counts = torch.stack([torch.bincount(row, minlength=windows * slots) for row in who.assignment])
+    torch.testing.assert_close(who.size.double(), counts.double())
+
+
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
+def test_as_is_keeps_a_constant_and_the_weighted_mean(finder: str) -> None:
+    module, given_ = merger(dict(learned=False, finder=finder)), tokens()
+    merged, _ = module(given_)
+    before = (given_.size_BTS[..., None] * given_.x_BTSC).sum((1, 2))
+    torch.testing.assert_close((merged.size_BTS[..., None] * merged.x_BTSC).sum((1, 2)), before)
+    middle = (given_.size_BTS[..., None] * given_.position_BTS3).sum((1, 2))
+    torch.testing.assert_close((merged.size_BTS[..., None] * merged.position_BTS3).sum((1, 2)), middle)
+    constant = Tokens(torch.full_like(given_.x_BTSC, 3.25), given_.size_BTS, given_.position_BTS3)
+    torch.testing.assert_close(module(constant)[0].x_BTSC, torch.full((B, F, M, C), 3.25).double())
+
+
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_learned_merger_starts_as_the_one_off_the_shelf_bit_for_bit(
+    finder: str, dtype: torch.dtype, training: bool
+) -> None:
+    given_ = tokens(dtype=dtype)
+    one, other = (
+        merger(dict(learned=learned, finder=finder), stirred=False).to(dtype).train(training)(given_)[0]
+        for learned in (True, False)
+    )
+    assert torch.equal(one.x_BTSC, other.x_BTSC) and torch.equal(one.position_BTS3, other.position_BTS3)
+    assert torch.equal(one.size_BTS, other.size_BTS)
+
+
+@modes
+def test_permuting_clips_permutes_results(mode: dict) -> None:
+    module, given_ = merger(mode), tokens()
+    flipped = Tokens(given_.x_BTSC.flip(0), given_.size_BTS.flip(0), given_.position_BTS3.flip(0))
+    torch.testing.assert_close(module(flipped)[0].x_BTSC, module(given_)[0].x_BTSC.flip(0))
+
+
+@modes
+def test_the_order_in_which_tokens_are_stored_changes_nothing(mode: dict) -> None:
+    module, given_ = merger(mode), tokens()
+    shuffled = [torch.randperm(H * W, generator=torch.Generator().manual_seed(t)) for t in range(T)]
+
+    def shuffle(a: Tensor) -> Tensor:
+        return torch.stack([a[:, t, order] for t, order in enumerate(shuffled)], dim=1)
+
+    there = module(Tokens(shuffle(given_.x_BTSC), shuffle(given_.size_BTS), shuffle(given_.position_BTS3)))[0]
+    here = module(given_)[0]
+
+    def rows(merged: Tokens) -> Tensor:
+        """The slots of each window, sorted by what they hold."""
+        everything = torch.cat((merged.x_BTSC, merged.size_BTS[..., None], merged.position_BTS3), dim=-1)
+        order = everything[..., 0].argsort(-1)[..., None].expand_as(everything)
+        return everything.gather(2, order)
+
+    torch.testing.assert_close(rows(there), rows(here))
+
+
+@modes
+def test_prefix_tokens_pass_untouched(mode: dict) -> None:
+    given_ = tokens()
+    assert merger(mode)(given_)[0].prefix_BPC is given_.prefix_BPC
+
+
+@pytest.mark.parametrize("dy, dx", [(1, 0), (0, 1), (1, 1), (-1, 1)])
+def test_a_moving_patch_leaves_a_path_of_its_slope(dy: int, dx: int) -> None:
+    side, frames = 9, 4
+    x = torch.zeros(1, frames, side * side, C).double()
+    x[..., 0], x[..., 1] = 1.0, -1.0
+    start = (4 if dy == 0 else 1 if dy > 0 else 7), (4 if dx == 0 else 1)
+    for t in range(frames):
+        x[0, t, (start[0] + dy * t) * side + start[1] + dx * t] = torch.linspace(-3, 3, C).double()
+    module = merger(dict(learned=True, finder="stride"), frames=1, tokens=frames * side * side, frames_in=frames)
+    with torch.no_grad():
+        module.log_tau.fill_(-5)
+    _, who = module(Tokens.of_grid(x, side, side))
+    bright = start[0] * side + start[1]
+    slot = who.meta[0].tolist().index(bright)
+    step = who.trajectory[0, slot].diff(dim=0) / (2 / (side - 1))
+    expected = torch.tensor([[dy, dx]]).double().expand(frames - 1, 2)
+    torch.testing.assert_close(step, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(who.trajectory[0, slot, 0], torch.zeros(2).double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
+def test_gradients_reach_every_parameter_and_the_input(finder: str) -> None:
+    module = merger(dict(learned=True, finder=finder)).train()
+    given_ = tokens()
+    given_.x_BTSC.requires_grad_()
+    merged = module(given_)[0]
+    assert not merged.size_BTS.requires_grad  # bookkeeping: no gradient goes through it
+    merged.x_BTSC.square().sum().backward()
+    assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert given_.x_BTSC.grad is not None and given_.x_BTSC.grad.any(-1).all()
+
+
+@modes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3, 3e4])
+def test_finite_at_any_scale(mode: dict, dtype: torch.dtype, scale: float) -> None:
+    x = torch.randn(1, T, H * W, C, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    x[..., 0] = 2.0  # a channel of massive activations
+    merged, _ = merger(mode).to(dtype)(Tokens.of_grid((x * scale).to(dtype), H, W))
+    assert merged.x_BTSC.dtype == dtype and merged.x_BTSC.isfinite().all() and merged.size_BTS.isfinite().all()
+
+
+def test_what_stands_still_is_new_once_and_what_moves_keeps_its_tokens() -> None:
+    """A still clip in which one bright patch wanders: the second frame of a window keeps the patch before all else."""
+    still = torch.randn(H * W, C, generator=torch.Generator().manual_seed(3)).double()
+    x = still.expand(1, 2, -1, -1).clone()
+    x[0, 0, 7], x[0, 1, 12] = torch.linspace(-3, 3, C), torch.linspace(3, -3, C)
+    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=H * W + 2, frames_in=2)
+    _, who = module(Tokens.of_grid(x, H, W))
+    assert set(range(H * W)) | {H * W + 12, H * W + 7} == set(who.meta[0].tolist())
+
+
+def test_equally_new_tokens_are_kept_on_a_regular_stride() -> None:
+    x = torch.full((1, 2, 16, C), 0.5).double()
+    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=8, frames_in=2)
+    _, who = module(Tokens.of_grid(x, 4, 4))
+    frames = torch.div(who.meta[0], 16, rounding_mode="floor")
+    assert frames.bincount().tolist() == [4, 4]
+    quarters = torch.div(who.meta[0] % 16, 8, rounding_mode="floor") * 2 + (who.meta[0] % 4 > 1)
+    assert quarters.bincount().tolist() == [2, 2, 2, 2]
+
+
+def test_off_the_shelf_tells_objects_apart() -> None:
+    """Three flat regions, told by their features: no slot mixes two of them."""
+    region = torch.arange(H * W) % 3
+    looks = torch.randn(3, C, generator=torch.Generator().manual_seed(1)).double()
+    x = looks[region].expand(B, T, -1, -1).clone()
+    _, who = merger(dict(learned=False, finder="novelty"))(Tokens.of_grid(x, H, W))
+    for b in range(B):
+        for slot in range(F * M):
+            members = (who.assignment[b] == slot).nonzero().flatten() % (H * W)
+            assert len(set(region[members].tolist())) == 1
+
+
+# --- finding, maps, errors --------------------------------------------------------------------------------------------
+
+
+def test_a_stride_takes_one_token_of_every_block() -> None:
+    order = stride_order(grid_positions(1, 8, 8)[None, None, 0])[0, 0]
+    blocks = {(int(i) // 8 // 2, int(i) % 8 // 2) for i in order[2::4]}
+    assert len(blocks) == 16 and sorted(order.tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("finder", ["stride", "novelty"])
+def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(finder: str) -> None:
+    x_BFLC = torch.randn(B, F, H * W, C, generator=torch.Generator().manual_seed(0)).double() * 7
+    x_BFLC[0, 0, 3] = 0.0  # a token of nothing is like none
+    position_BFL3 = grid_positions(1, H, W).double().expand(B, F, H * W, 3)
+    meta_BFM, cosine_BFML = make_finder(finder)(x_BFLC, position_BFL3, M)
+    for b, f in itertools.product(range(B), range(F)):
+        expected = torch.stack(
+            [torch.stack([unit(x_BFLC[b, f, m]) @ unit(x) for x in x_BFLC[b, f]]) for m in meta_BFM[b, f]]
+        )
+        torch.testing.assert_close(cosine_BFML[b, f], expected)
+
+
+def test_maps_compose_as_the_mergers_do() -> None:
+    first, second = merger(MODES[1]), merger(MODES[0], frames=1, tokens=3, frames_in=F)
+    merged, one = first(tokens(sized=False))
+    merged_again, two = second(merged)
+    whole = compose([one, two])
+    assert whole.grid == ((T, H * W), (1, 3))
+    for b in range(B):
+        for token in range(T * H * W):
+            assert whole.assignment[b, token] == two.assignment[b, one.assignment[b, token]]
+    # Sizes after both count the tokens of the first grid.
+    counts = torch.stack([torch.bincount(row, minlength=3) for row in whole.assignment]).double()
+    torch.testing.assert_close(whole.size.double(), counts)
+    spread = whole.spread(merged_again.x_BTSC.flatten(1, 2))
+    assert spread.shape == (B, T * H * W, C)
+    torch.testing.assert_close(spread[0, 7], merged_again.x_BTSC.flatten(1, 2)[0, whole.assignment[0, 7]])
+
+
+def test_dropped_tokens_stay_dropped() -> None:
+    one = MergeMap(torch.tensor([[0, -1, 1]]), torch.ones(1, 2), torch.zeros(1, 2, 3), ((1, 3), (1, 2)))
+    two = MergeMap(torch.tensor([[-1, 0]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
+    whole = one.then(two)
+    assert whole.assignment.tolist() == [[-1, -1, 0]]
+    other = MergeMap(torch.tensor([[0, -1]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
+    assert one.then(other).assignment.tolist() == [[0, -1, -1]]
+    assert whole.spread(torch.full((1, 1, 2), 5.0)).tolist() == [[[0, 0], [0, 0], [5, 5]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(dim=8, frames=3, tokens=4, frames_in=8), "divide"),
+        (dict(dim=8, frames=0, tokens=4), "frames=0"),
+        (dict(dim=8, frames=2, tokens=4, finder="magic"), "novelty or stride"),
+        (dict(dim=8, frames=2, tokens=4, finder="saliency", learned=True), "novelty or stride"),
+    ],
+)
+def test_impossible_mergers_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(sttm.SttmError, match=message):
+        TokenMerger(**arguments)
+
+
+def test_another_grid_is_refused() -> None:
+    with pytest.raises(sttm.SttmError, match="clip_shape"):
+        merger(MODES[0])(Tokens.of_grid(torch.zeros(1, T + 2, H * W, C), H, W))
+    with pytest.raises(sttm.SttmError, match="not a 3 x 3 grid"):
+        Tokens.of_grid(torch.zeros(1, 2, 8, C), 3, 3)

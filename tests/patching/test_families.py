@@ -1,0 +1,434 @@
+"""One contract for every family: what `apply`, `remove`, `trace` and `macs` promise, on small models of each."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VivitConfig,
+    VivitForVideoClassification,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+)
+
+import sttm
+from sttm.backbones import backbone_of
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.synth.videos import encode, render
+from sttm.data.video.read import read
+from sttm.evaluation.predict import find_videos, predict
+from sttm.patching.plan import MergerPlan, Plan
+from sttm.patching.api import install
+
+SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
+CLIP = (8, 3, 32, 32)
+
+
+def videomae() -> Any:
+    config = VideoMAEConfig(**SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96)
+    return VideoMAEForVideoClassification(config)
+
+
+def vivit() -> Any:
+    config = VivitConfig(**SMALL, image_size=32, tubelet_size=[2, 8, 8], num_frames=8, intermediate_size=96)
+    return VivitForVideoClassification(config)
+
+
+def timesformer(attention: str) -> Any:
+    return TimesformerForVideoClassification(
+        TimesformerConfig(
+            **SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96, attention_type=attention
+        )
+    )
+
+
+def vjepa2() -> Any:
+    config = VJEPA2Config(**SMALL, crop_size=32, patch_size=8, frames_per_clip=8, num_pooler_layers=1)
+    config.pred_num_hidden_layers, config.pred_hidden_size, config.pred_num_attention_heads = 1, 48, 4
+    return VJEPA2ForVideoClassification(config)
+
+
+FAMILIES = {
+    "videomae": videomae,
+    "vivit": vivit,
+    "timesformer-divided": lambda: timesformer("divided_space_time"),
+    "timesformer-joint": lambda: timesformer("joint_space_time"),
+    "timesformer-space": lambda: timesformer("space_only"),
+    "vjepa2": vjepa2,
+}
+MODES = {"as-is": False, "learned": True}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    model = FAMILIES[request.param]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Livelier than a fresh initialisation (zero tables, tiny weights), so that a wrong token shows.
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(params=MODES)
+def learned(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+def pixels(clips: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randn(clips, *CLIP, generator=torch.Generator().manual_seed(seed))
+
+
+def stir(model: Any) -> None:
+    """Moves the mergers off their start, where fusion and motion add nothing."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".merger." in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(clips).logits
+
+
+def snapshot(model: Any) -> tuple[object, ...]:
+    """Everything that a touch could change: types, tensors, hooks, instance attributes and settings."""
+    modules = tuple(
+        (name, type(module), tuple(module._forward_pre_hooks), tuple(module._forward_hooks), frozenset(vars(module)))
+        for name, module in model.named_modules()
+    )
+    tensors = tuple((name, tensor.numpy().tobytes()) for name, tensor in model.state_dict().items())
+    return modules, tensors, model.config.to_json_string(), model.config._attn_implementation
+
+
+def test_compute_one_is_bit_identical(model: Any, learned: bool) -> None:
+    before = logits(model, pixels())
+    plan = sttm.apply(model, compute=1, learned=learned)
+    assert plan.mergers == () and plan.compute == 1 and plan.macs_after == plan.macs_before
+    assert torch.equal(logits(model, pixels()), before)
+
+
+def test_remove_is_exact(model: Any, learned: bool) -> None:
+    before, state = logits(model, pixels()), snapshot(model)
+    sttm.apply(model, compute=0.6, learned=learned)
+    assert snapshot(model) != state
+    assert not torch.allclose(logits(model, pixels()), before, atol=1e-5)
+    sttm.remove(model)
+    assert snapshot(model) == state
+    assert torch.equal(logits(model, pixels()), before)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_merger_that_keeps_every_token_changes_nothing(model: Any, learned: bool, window: int) -> None:
+    """It reorders them: so order, positions (rotary ones too), class token, sizes and pooling must all be carried."""
+    backbone = backbone_of(model)
+    grid = backbone.grid(model, CLIP)
+    if grid.frames % window or (window > 1 and backbone.aligned):
+        pytest.skip("attention over time needs one slot a place and frame")
+    frames, tokens = grid.frames // window, grid.tokens * window
+    mergers = (
+        MergerPlan(1, grid.frames, grid.tokens, frames, tokens),
+        MergerPlan(3, frames, tokens, frames, tokens),
+    )
+    before = logits(model, pixels())
+    install(model, Plan(1.0, 1, 1, mergers, "sttm", learned, CLIP, "stride", backbone.family))
+    with sttm.trace(model) as maps:
+        torch.testing.assert_close(logits(model, pixels()), before, rtol=1e-4, atol=1e-5)
+    # Not vacuous: the tokens did change places.
+    assert not torch.equal(maps[0].assignment[0], torch.arange(grid.frames * grid.tokens))
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "timesformer-joint", "vjepa2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_merging_equal_tokens_changes_nothing(family: str, attention: str) -> None:
+    """Of clips made of three looks, without positions, every slot holds copies of one: sizes must make up for them."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    if family != "timesformer-joint":
+        model.set_attn_implementation(attention)
+    for name, parameter in model.named_parameters():
+        # V-JEPA 2's rotary positions only turn queries and keys: without queries they tell nothing.
+        rotary = family == "vjepa2" and "encoder" in name and ".query." in name
+        if rotary or "position_embeddings" in name or "time_embeddings" in name:
+            nn.init.zeros_(parameter)
+    if family == "videomae":
+        model.videomae.embeddings.position_embeddings.zero_()
+    make = torch.Generator().manual_seed(4)
+    looks = torch.randn(3, 2, 3, 8, 8, generator=make)
+    tubes = looks[torch.randint(3, (4, 4, 4), generator=make)]
+    # [T H W 2 C 8 8] -> [T*2 C H*8 W*8]; TimeSformer's patches are single frames, so both of a tube look alike
+    tubes = tubes[:, :, :, :1].expand(-1, -1, -1, 2, -1, -1, -1) if family == "timesformer-joint" else tubes
+    clip = tubes.permute(0, 3, 4, 1, 5, 2, 6).reshape(1, *CLIP)
+    before = logits(model, clip)
+    plan = sttm.apply(model, compute=0.75)
+    assert min(merger.tokens for merger in plan.mergers) >= len(looks)
+    torch.testing.assert_close(logits(model, clip), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", [0.8, 0.62, 0.4])
+def test_plan_is_met_and_tokens_are_as_planned(model: Any, learned: bool, compute: float) -> None:
+    plan = sttm.apply(model, compute=compute, learned=learned)
+    assert plan.compute <= compute
+    backbone = backbone_of(model)
+    grid = backbone.grid(model, CLIP)
+    seen: list[int] = []
+    blocks: Any = backbone.blocks(model)
+    for block in blocks:
+        # The block's first norm sees the tokens that the merger in front of it left.
+        norm = getattr(block, "layernorm_before", None) or block.norm1
+        if getattr(model.config, "attention_type", "") == "divided_space_time":
+            norm = block.layernorm_after
+        norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    logits(model, pixels())
+    expected, tokens, mergers = [], grid.prefix + grid.frames * grid.tokens, {m.layer: m for m in plan.mergers}
+    for number in range(len(seen)):
+        if number in mergers:
+            tokens = grid.prefix + mergers[number].frames * mergers[number].tokens
+        expected.append(tokens)
+    assert seen == expected and seen[-1] < grid.prefix + grid.frames * grid.tokens
+
+
+def test_macs_are_what_torch_counts(model: Any, learned: bool) -> None:
+    def counted() -> float:
+        on_meta = copy.deepcopy(model).to("meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            on_meta(torch.empty(1, *CLIP, device="meta"))
+        return counter.get_total_flops() / 2
+
+    assert sttm.macs(model) == pytest.approx(counted(), rel=1e-6)
+    plan = sttm.apply(model, compute=0.62, learned=learned)
+    assert sttm.macs(model) == plan.macs_after == pytest.approx(counted(), rel=1e-6)
+
+
+def test_gradients_reach_every_parameter(model: Any, learned: bool) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    model.train()
+    out = model(pixels()).logits
+    nn.functional.cross_entropy(out, torch.arange(len(out)) % 5).backward()
+    # V-JEPA 2's predictor has no part in classification, merged or not.
+    dead = [n for n, p in model.named_parameters() if "predictor" not in n and (p.grad is None or not p.grad.any())]
+    # A bias on keys shifts all scores alike, so its gradient is a true zero that may round to none.
+    assert [name for name in dead if not name.endswith("key.bias")] == []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(model: Any, learned: bool, reentrant: bool) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    model.train()
+
+    def step() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        torch.manual_seed(3)
+        loss = model(pixels()).logits.square().sum()
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    loss, gradients = step()
+    with warnings.catch_warnings():
+        # The name that every supported version knows; the newest calls it an alias.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    again, recomputed = step()
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    assert gradients.keys() == recomputed.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_batch_of_two_is_two_of_one(model: Any, learned: bool) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    both = logits(model, pixels())
+    each = torch.cat([logits(model, clip[None]) for clip in pixels()])
+    torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_autocast_is_finite(model: Any, learned: bool) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = logits(model, pixels() * 30)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_finite(model: Any, learned: bool, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    sttm.apply(model, compute=0.6, learned=learned)
+    out = logits(model, pixels().to(dtype))
+    assert out.dtype == dtype and out.isfinite().all()
+
+
+def test_two_merged_models_do_not_disturb_each_other(model: Any, learned: bool) -> None:
+    other = copy.deepcopy(model)
+    sttm.apply(model, compute=0.6, learned=learned)
+    sttm.apply(other, compute=0.5, learned=not learned)
+    stir(model)
+    stir(other)
+    alone, other_alone = logits(model, pixels()), logits(other, pixels(seed=5))
+    # One runs in the middle of the other's forward.
+    blocks = backbone_of(model).blocks(model)
+
+    def interrupt(*_: object) -> None:
+        logits(other, pixels(seed=5))
+
+    handle = blocks[-1].register_forward_pre_hook(interrupt)
+    between = logits(model, pixels())
+    handle.remove()
+    assert torch.equal(between, alone)
+    assert torch.equal(logits(other, pixels(seed=5)), other_alone)
+
+
+def test_deepcopy_stands_alone(model: Any, learned: bool) -> None:
+    plain, state = logits(model, pixels()), snapshot(model)
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    merged = logits(model, pixels())
+    twin = copy.deepcopy(model)
+    sttm.remove(model)
+    assert snapshot(model) == state
+    assert torch.equal(logits(twin, pixels()), merged)
+    sttm.remove(twin)
+    assert torch.equal(logits(twin, pixels()), plain)
+    assert snapshot(twin)[1:] == state[1:]
+
+
+def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    sttm.save(model, tmp_path / "merged")
+    loaded = sttm.load(tmp_path / "merged")
+    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+    assert {p.suffix for p in (tmp_path / "merged").iterdir()} <= {".json", ".safetensors"}
+    sttm.remove(loaded)
+    sttm.remove(model)
+    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+
+
+def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_path: Path) -> None:
+    """From the folder alone: its own labels, frames and pixels, mergers included."""
+    encode(render("scene", 3, 1, frames=12, size=64)[0], tmp_path / "clip.mp4")
+    sttm.apply(model, compute=0.6, learned=learned)
+    model.config.id2label = {number: f"action {number}" for number in range(5)}
+    folder = sttm.save(model, tmp_path / "model")
+    preprocess = Preprocess.from_folder(folder)
+    (record,) = predict(find_videos([str(tmp_path)]), sttm.load(folder), preprocess, top_k=5, compute=0.6)
+    assert record["frames_decoded"] == 8
+    (clip,) = read(tmp_path / "clip.mp4", preprocess.sampling)
+    # One row a clip; of a space-only TimeSformer one a frame, which the clip's scores are the mean of.
+    expected = logits(model, preprocess(clip.frames_TCHW)).softmax(-1).mean(0)
+    scores = {guess["label"]: guess["score"] for guess in record["predictions"]}
+    assert scores == pytest.approx({f"action {k}": float(expected[k]) for k in range(5)}, rel=1e-4)
+
+
+def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, state = logits(model, pixels()), snapshot(model)
+    wrong: Any
+    for wrong in (0, -1, 1.5, float("nan"), "fast", True, None, 0.001):
+        with pytest.raises(sttm.SttmError):
+            sttm.apply(model, compute=wrong, learned=learned)
+    with pytest.raises(sttm.SttmError, match="choose one of"):
+        sttm.apply(model, method="nonsense", learned=learned)
+    shape: Any
+    for shape in ((8, 3, 31, 32), (8, 3, 32), "a clip", 7, (8, 3, 32.0, 32)):
+        with pytest.raises(sttm.SttmError, match="clip_shape"):
+            sttm.apply(model, clip_shape=shape, learned=learned)
+    # And one that breaks half way through the touching.
+    from sttm.patching.edits import Patch
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(Patch, "add_module", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        sttm.apply(model, compute=0.6, learned=learned)
+    assert snapshot(model) == state
+    assert torch.equal(logits(model, pixels()), before)
+
+
+def test_twice_is_an_error(model: Any) -> None:
+    sttm.apply(model, compute=0.7)
+    with pytest.raises(sttm.SttmError, match=r"sttm\.remove"):
+        sttm.apply(model, compute=0.7)
+    sttm.remove(model)
+    with pytest.raises(sttm.SttmError, match=r"sttm\.apply"):
+        sttm.remove(model)
+    sttm.apply(model, compute=0.7)
+
+
+def test_trace_records_every_merger(model: Any, learned: bool) -> None:
+    plan = sttm.apply(model, compute=0.5, learned=learned)
+    with sttm.trace(model) as maps:
+        logits(model, pixels())
+    logits(model, pixels())
+    assert len(maps) == len(plan.mergers) > 0
+    sequences = backbone_of(model).grid(model, CLIP).sequences
+    for found, merger in zip(maps, plan.mergers, strict=True):
+        assert found.grid == ((merger.frames_before, merger.tokens_before), (merger.frames, merger.tokens))
+        assert found.assignment.shape == (2 * sequences, merger.frames_before * merger.tokens_before)
+        grid = backbone_of(model).grid(model, CLIP)
+        torch.testing.assert_close(
+            found.size.sum(-1), torch.full((2 * sequences,), float(grid.frames * grid.tokens)), rtol=1e-4, atol=1e-3
+        )
+
+
+def compiled_logits(model: Any, backend: str) -> torch.Tensor:
+    torch._dynamo.reset()
+    return logits(torch.compile(model, fullgraph=True, backend=backend), pixels())
+
+
+def test_traces_as_one_graph(model: Any, learned: bool) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    eager = logits(model, pixels())
+    torch.testing.assert_close(compiled_logits(model, "aot_eager"), eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["videomae", "vjepa2"])
+def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    eager = logits(model, pixels())
+    torch.testing.assert_close(compiled_logits(model, "inductor"), eager, rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_can_be_pickled(model: Any, learned: bool, tmp_path: Path) -> None:
+    sttm.apply(model, compute=0.6, learned=learned)
+    stir(model)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    expected = logits(model, pixels())
+    stir(model)
+    model.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(logits(model, pixels()), expected)
+
+
+def test_unknown_model_names_the_families_and_the_way_out() -> None:
+    with pytest.raises(sttm.SttmError, match=r"Linear.*VideoMAEForVideoClassification.*register"):
+        sttm.apply(nn.Linear(2, 2))
+
+
+def test_clip_of_another_length_says_what_to_do() -> None:
+    model = vjepa2().eval()
+    sttm.apply(model, compute=0.7)
+    with pytest.raises(sttm.SttmError, match="clip_shape"):
+        model(torch.randn(1, 4, 3, 32, 32))
+    sttm.remove(model)
+    sttm.apply(model, compute=0.7, clip_shape=(16, 3, 32, 32))
+    assert model(torch.randn(1, 16, 3, 32, 32)).logits.shape == (1, 5)
