@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from sttm.synth.motions import MOTION_CLASSES, MOTIONS
-from sttm.synth.drawing import SETTINGS, SHAPES, TEXTURES
 from sttm.synth.clips import CLASSES, plan, render
+from sttm.synth.drawing import SETTINGS, SHAPES, TEXTURES
+from sttm.synth.motions import MOTION_CLASSES, MOTIONS
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "arena"

@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
-from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
 from sttm.data.video.read import Sampling, read
 from sttm.evaluation.metrics import Accuracy, machine
+from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "bundled"

@@ -30,15 +30,15 @@ from torch.nn.functional import cross_entropy
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Ledger, Page, Seat
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.selectors import stride_order
 from sttm.merging.tokens import grid_positions
-from sttm.patching.schedule import make_plan
-from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.api import install
+from sttm.patching.edits import Patch
+from sttm.patching.plan import MergerPlan, Plan, count_macs
+from sttm.patching.schedule import make_plan
 from sttm.patching.search import TOLERANCE
 
 VARIANT = "learned ratios"

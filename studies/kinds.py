@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 
 import sttm
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.videos import CLASSES, render
 from sttm.evaluation.metrics import Accuracy, machine
 from sttm.models import resolve
+from sttm.synth.videos import CLASSES, render
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "kinds.json"

@@ -27,8 +27,8 @@ from runs import COMMIT
 from tables import show_in_docs
 
 from sttm.config import load
-from sttm.training import run as train
 from sttm.evaluation.metrics import Accuracy
+from sttm.training import run as train
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "real"

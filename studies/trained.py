@@ -1,4 +1,4 @@
-"""Trained: plain, STTM and every rival at equal multiply-adds, from the same models, by the same recipe and steps.
+"""Trained: plain, STTM and every baseline at equal multiply-adds, from the same models, by the same recipe and steps.
 
 How to run, from the project's root (what is done is not done again):
     python studies/trained.py run
@@ -16,7 +16,7 @@ ENTRIES = [
     *(Entry(method, 0.5) for method in HALF),
     *(Entry(method, compute) for compute in (0.62, 0.35) for method in ALL),
 ]
-SHORT = ("data set", "compute", "plain", "STTM", "STTM less plain", "best rival", "STTM less it", "errors over its")
+SHORT = ("data set", "compute", "plain", "STTM", "STTM less plain", "best baseline", "STTM less it", "errors over its")
 HEADS = ("method", "GMACs", "seeds", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
 
 
@@ -24,7 +24,7 @@ def report(scale: str, split: str) -> None:
     """results/trained.md and trained.png."""
     rows = rows_of("trained", scale, split)
     sections = [
-        "Plain, STTM and its rivals at equal multiply-adds: put into the same plain models and tuned alike.",
+        "Plain, STTM and its baselines at equal multiply-adds: put into the same plain models and tuned alike.",
         LEGEND,
         origin(rows, "python studies/trained.py run"),
     ]
@@ -40,18 +40,18 @@ def report(scale: str, split: str) -> None:
 
 
 def _in_short(rows: list[Row]) -> list[tuple[str, ...]]:
-    """STTM beside plain and beside the best of its rivals, on each data set at each compute."""
+    """STTM beside plain and beside the best of its baselines, on each data set at each compute."""
     found, lines = groups(rows, "dataset", "compute", "method"), []
     for (dataset, compute, method), ours in sorted(found.items(), key=lambda entry: (entry[0][0], -entry[0][1])):
         plain = found.get((dataset, 1.0, "plain"))
         if method != "sttm" or plain is None:
             continue
-        rivals = {m: group for (d, c, m), group in found.items() if (d, c) == (dataset, compute) and m != "sttm"}
-        best = max(rivals, key=lambda name: rivals[name].top1)
-        to_plain, to_best = difference(ours, plain), difference(ours, rivals[best])
+        baselines = {m: group for (d, c, m), group in found.items() if (d, c) == (dataset, compute) and m != "sttm"}
+        best = max(baselines, key=lambda name: baselines[name].top1)
+        to_plain, to_best = difference(ours, plain), difference(ours, baselines[best])
         lines.append((dataset, f"{compute:g}", plain.shown, ours.shown, to_plain.shown if to_plain else "",
-                      f"{best} {rivals[best].shown}", to_best.shown if to_best else "",
-                      f"{(1 - ours.top1) / (1 - rivals[best].top1):.2f}"))  # fmt: skip
+                      f"{best} {baselines[best].shown}", to_best.shown if to_best else "",
+                      f"{(1 - ours.top1) / (1 - baselines[best].top1):.2f}"))  # fmt: skip
     return lines
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import sttm
-from sttm.merging import HABITS, METHODS, Habits
+from sttm.merging import METHODS, SPECS, MethodSpec
 from sttm.merging.merger import TokenMerger, standardised
-from sttm.merging.selectors import FINDERS, StrideFinder, own_linear, regular_picks, stride_order, take
+from sttm.merging.selectors import SELECTORS, StrideSelector, own_linear, regular_picks, stride_order, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 SOFT = 0.1
@@ -71,7 +71,7 @@ class Residual(TokenMerger):
         return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
 
 
-class CoverageFinder(StrideFinder):
+class CoverageFinder(StrideSelector):
     """Half of the meta tokens on a regular stride, the other half where those represent the window worst."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
@@ -87,7 +87,7 @@ class CoverageFinder(StrideFinder):
         return super().macs(windows, length, count, width) + windows * length * ((count + 1) // 2) * width
 
 
-class RandomFinder(StrideFinder):
+class RandomFinder(StrideSelector):
     """Meta tokens at random while training, on a regular stride in testing."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
@@ -96,7 +96,7 @@ class RandomFinder(StrideFinder):
         return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(count).indices
 
 
-class SaliencyFinder(StrideFinder):
+class SaliencyFinder(StrideSelector):
     """Meta tokens by a learned score, with Gumbel noise while training; `gate` is one and carries the gradient to it.
 
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017; Kool, van Hoof, Welling,
@@ -126,14 +126,14 @@ class Saliency(TokenMerger):
 
     def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
         super().__init__(dim, frames, tokens, **options)
-        self.finder = SaliencyFinder(dim)
+        self.selector = SaliencyFinder(dim)
 
     def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        gate_BFM1 = self.finder.gate_BFM[..., None].to(z_BFMC.dtype)
+        gate_BFM1 = self.selector.gate_BFM[..., None].to(z_BFMC.dtype)
         return super()._moving(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
 
 
-#: Mergers that differ, habits and arguments of sttm.apply that do.
+#: Mergers that differ, spec and arguments of sttm.apply that do.
 MERGERS: dict[str, type[TokenMerger]] = {
     "without motion": WithoutMotion,
     "sure or not": SureOrNot,
@@ -145,18 +145,18 @@ MERGERS: dict[str, type[TokenMerger]] = {
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "within a frame": {"window": 1},
-    "over time only": {"window": 2, "layers": [0], "finder": "first frame"},
+    "over time only": {"window": 2, "layers": [0], "selector": "first frame"},
     "window of the clip": {"window": 4},
     "before block 0": {"layers": [0]},
     "before block 1": {"layers": [1]},
     "before blocks 1, 2, 3": {"layers": [1, 2, 3]},
-    "stride": {"finder": "stride"},
-    "coverage": {"finder": "coverage"},
-    "random": {"finder": "random"},
+    "stride": {"selector": "stride"},
+    "coverage": {"selector": "coverage"},
+    "random": {"selector": "random"},
 }
 
 
-class FirstFrameFinder(StrideFinder):
+class FirstFrameFinder(StrideSelector):
     """The tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
@@ -164,9 +164,9 @@ class FirstFrameFinder(StrideFinder):
         return first_BFL[..., regular_picks(first_BFL.shape[-1], count, x_BFLC.device)]
 
 
-FINDERS |= {"coverage": CoverageFinder, "random": RandomFinder, "first frame": FirstFrameFinder}
+SELECTORS |= {"coverage": CoverageFinder, "random": RandomFinder, "first frame": FirstFrameFinder}
 METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
-HABITS["sttm, sizes unweighed"] = Habits(sized=False)
+SPECS["sttm, sizes unweighed"] = MethodSpec(sized=False)
 
 
 def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:

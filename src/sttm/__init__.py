@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from sttm.errors import SttmError
     from sttm.merging.merger import TokenMerger
     from sttm.models import load, save
-    from sttm.patching.plan import Plan
     from sttm.patching.api import apply, macs, remove, trace
+    from sttm.patching.plan import Plan
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]

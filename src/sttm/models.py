@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from sttm.data.transforms.preprocess import Preprocess
     from sttm.patching.plan import Plan
 
 PLAN_FILE = "sttm.json"
@@ -78,11 +79,41 @@ def load(name: str | Path = DEFAULT) -> Any:
     return model.eval()
 
 
+def load_with_preprocess(name: str | Path = DEFAULT) -> tuple[Any, Preprocess]:
+    """Load a model and the preprocessing that its folder describes; see `load`."""
+    from sttm.data.transforms.preprocess import Preprocess
+
+    return load(name), Preprocess.from_folder(resolve(name))
+
+
+def bring_to_compute(model: nn.Module, compute: float | None, method: str = "sttm", **options: Any) -> Plan | None:
+    """Bring a model, plain or merged, to `compute` of its plain multiply-adds; mergers that meet it already stay.
+
+    Args:
+        compute: the share to spend; None keeps the model as it is.
+        options: what `sttm.apply` takes besides, such as `learned` or `layers`.
+
+    Returns:
+        The plan of the model, or None where it is plain.
+
+    Raises:
+        SttmError: as `sttm.apply` does; the model is then plain.
+    """
+    from sttm.patching import api
+
+    own = api.plan_of(model) if api.is_merged(model) else None
+    if compute is None or (own is not None and own.meets(compute, method, **options)):
+        return own
+    if own is not None:
+        api.remove(model)
+    return api.apply(model, compute, method, **options)
+
+
 def install_saved(model: nn.Module, folder: Path) -> None:
     """Puts the mergers of a saved model, with their weights, into its plain self."""
-    from sttm.patching import api as plug
+    from sttm.patching import api
 
-    plug.install(model, _read_plan(folder / PLAN_FILE))
+    api.install(model, _read_plan(folder / PLAN_FILE))
     _load_mergers(model, folder)
 
 
@@ -95,7 +126,7 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
     Raises:
         SttmError: if the folder cannot be written.
     """
-    from sttm.patching import api as plug
+    from sttm.patching import api
 
     folder = Path(folder)
     try:
@@ -103,8 +134,8 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
         with quiet():
             # Names as they are: the older names that some families are published under have no place for a merger.
             model.save_pretrained(folder, state_dict=weights, save_original_format=False)
-        if plug.is_merged(model):
-            (folder / PLAN_FILE).write_text(json.dumps(asdict(plug.plan_of(model)), indent=2) + "\n")
+        if api.is_merged(model):
+            (folder / PLAN_FILE).write_text(json.dumps(asdict(api.plan_of(model)), indent=2) + "\n")
         else:
             (folder / PLAN_FILE).unlink(missing_ok=True)
     except OSError as error:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sttm import SttmError, cli, models
-from sttm.data.loader import read_ahead
 from sttm.benchmark import pipeline
+from sttm.data.loader import read_ahead
 from sttm.evaluation.inference import scores
 
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import nn
 
-from sttm import SttmError, apply, cli, engines, load, save
+from sttm import SttmError, apply, cli, doctor, load, save
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
-from sttm import doctor
 from sttm.evaluation import predict as engine
 from sttm.evaluation.predict import Source
+from tests.helpers import ROOT
 
 COMMANDS = ("predict", "models", "doctor", "synth", "bench", "demo", "train", "eval", "data check")
 
@@ -398,7 +398,7 @@ def test_bench_hands_its_options_on(sttm, monkeypatch):
         row = {"model": "m", "macs": 123456, "latency_ms": {"p50": 1.25, "p90": 2.0}, "peak_memory_mb": None}
         return {"machine": "two cores", "rows": [row]}
 
-    monkeypatch.setattr(engines, "bench", SimpleNamespace(run=run), raising=False)
+    monkeypatch.setattr("sttm.benchmark.speed.run", run)
     args = "bench --model m --model n --methods sttm,tome --compute 1,0.5".split()
     args += "--batch 2 --dtype fp32,bf16 --rounds 3 --device cpu".split()
     assert json.loads(sttm(*args, "--json").out)["machine"] == "two cores"
@@ -411,7 +411,8 @@ def test_demo_hands_its_options_on(sttm, monkeypatch, tmp_path):
         assert (folder, clips, seed) == (tmp_path, 30, 7)
         return {"report": "somewhere/report.html"}
 
-    monkeypatch.setattr(engines, "demo", SimpleNamespace(run=run, table=lambda _: "plain"), raising=False)
+    monkeypatch.setattr("sttm.visual.demo.run", run)
+    monkeypatch.setattr("sttm.visual.demo.table", lambda _: "plain")
     assert json.loads(sttm("demo", tmp_path, "--clips", 30, "--seed", 7, "--json").out)
     outcome = sttm("demo", tmp_path, "--clips", 30, "--seed", 7)
     assert outcome.code == 0 and "plain" in outcome.out and "somewhere/report.html" in outcome.out

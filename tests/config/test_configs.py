@@ -31,8 +31,8 @@ from sttm.backbones import backbone_of
 from sttm.config import Settings, load
 from sttm.config.reading import INHERIT
 from sttm.synth.videos import SynthSettings, make
-
 from tests.helpers import ROOT
+
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
     for path in (ROOT / "configs").rglob("*.yaml")

@@ -16,9 +16,10 @@ import yaml
 import sttm
 from sttm.config import Settings
 from sttm.config.settings import DataSettings, SplitSettings
-from sttm.data.datasets.video_set import LAYOUTS, read_split
 from sttm.data.datasets.formats import read_listing
+from sttm.data.datasets.video_set import LAYOUTS, read_split
 from sttm.synth.videos import SynthSettings, encode, make, render
+from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"
 

@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from sttm.config.settings import Settings
-from sttm.data.video import decode as decoding
 from sttm.data.datasets.video_set import Video, VideoSet
-from sttm.data.video.cache import Kept
 from sttm.data.loader import Batch, read_ahead, training_batches
 from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video import decoders
+from sttm.data.video.cache import Kept
 from sttm.data.video.read import Sampling, read
 from sttm.errors import SttmError
 
@@ -125,13 +125,13 @@ def by_file(batches: list[Batch]) -> dict[str, list[tuple[bytes, bytes]]]:
 def record_surveys(monkeypatch) -> list[str]:
     """The paths of the files that are opened from now on."""
     opened: list[str] = []
-    survey = decoding.survey
+    survey = decoders.survey
 
     def recorded(path):
         opened.append(str(path))
         return survey(path)
 
-    monkeypatch.setattr(decoding, "survey", recorded)
+    monkeypatch.setattr(decoders, "survey", recorded)
     return opened
 
 

@@ -23,12 +23,12 @@ from sttm import SttmError, cli, load
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
 from sttm.data.video.read import read
 from sttm.evaluation.evaluate import evaluate, match_classes
+from sttm.evaluation.inference import videos_at_once
 from sttm.evaluation.metrics import Confusion
 from sttm.evaluation.report import Evaluation, draw
-from sttm.evaluation.inference import videos_at_once
+from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
 
 CLIPS = 24
 

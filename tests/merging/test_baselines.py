@@ -1,4 +1,4 @@
-"""The rivals: each against a version in plain loops from its paper, and all against what the merger promises."""
+"""The baselines: each against a version in plain loops from its paper, and all against what the merger promises."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from torch.utils.flop_counter import FlopCounterMode
 import sttm
 from sttm.backbones import backbone_of
 from sttm.benchmark.speed import SHAPES
-from sttm.visual.pictures import slots
-from sttm.merging import METHODS, habits_of
-from sttm.merging.baselines.simple import Rival
+from sttm.merging import METHODS, spec_of
+from sttm.merging.baselines.simple import Baseline
 from sttm.merging.tokens import Tokens
-from sttm.patching.plan import MergerPlan, Plan
 from sttm.patching.api import install, plan_of
+from sttm.patching.plan import MergerPlan, Plan
+from sttm.visual.pictures import slots
 from tests.patching.test_families import FAMILIES, logits, pixels
 
-RIVALS = [name for name in METHODS if name != "sttm"]
+BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {"patchmerger", "tokenlearner"}
 MERGING = {"pool", "tome", "dpcknn", "patchmerger", "tokenlearner"}
 DROPPING = {"random", "frames", "sta"}
 B, T, H, W, C = 2, 4, 4, 5, 12
 S = H * W
 
-every_rival = pytest.mark.parametrize("name", RIVALS)
+every_rival = pytest.mark.parametrize("name", BASELINES)
 
 
-def rival(name: str, frames: int = 2, slots: int = 7, **changes: Any) -> Any:
+def baseline(name: str, frames: int = 2, slots: int = 7, **changes: Any) -> Any:
     torch.manual_seed(0)
     options: dict[str, Any] = dict(frames_in=T, learned=name in LEARNED) | changes
     frames, slots = (3, S) if name == "frames" else (frames, slots)
@@ -91,7 +91,7 @@ def curve(position: list[float]) -> int:
     return int("".join(f"{(y >> b) & 1}{(x >> b) & 1}" for b in reversed(range(6))), 2)
 
 
-def naive_random(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_random(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
     for window in clip:
         order = sorted(range(len(window)), key=lambda i: (window[i][2][0], curve(window[i][2])))
@@ -100,12 +100,12 @@ def naive_random(module: Rival, clip: Clip, prefix: list[float] | None) -> list[
     return found
 
 
-def naive_frames(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_frames(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     chosen = [((2 * i + 1) * T) // (2 * module.frames) for i in range(module.frames)]
     return [alone([t * S + s for t in chosen for s in range(S)])]
 
 
-def naive_pool(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_pool(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
     for window in clip:
         order = sorted(range(len(window)), key=lambda i: (curve(window[i][2]), window[i][2][0]))
@@ -116,7 +116,7 @@ def naive_pool(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Sl
     return found
 
 
-def naive_tome(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_tome(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
     for window in clip:
         # A token: (features, size, whom it is made of).
@@ -139,7 +139,7 @@ def naive_tome(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Sl
     return found
 
 
-def naive_dpcknn(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_dpcknn(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
     for window in clip:
         x, n = [unit(v) for v, _, _ in window], range(len(window))
@@ -157,7 +157,7 @@ def naive_dpcknn(module: Rival, clip: Clip, prefix: list[float] | None) -> list[
     return found
 
 
-def naive_evit(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_evit(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
     for window in clip:
         x = [unit(v) for v, _, _ in window]
@@ -170,7 +170,7 @@ def naive_evit(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Sl
     return found
 
 
-def naive_sta(module: Rival, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+def naive_sta(module: Baseline, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found: list[Slots] = []
     stay: list[int] = []
     score: dict[int, float] = {}
@@ -231,7 +231,7 @@ NAIVE: dict[str, Callable[..., list[Slots]]] = {
 @pytest.mark.parametrize(("frames", "kept"), [(4, 13), (2, 7), (2, 23), (1, 30)])
 @every_rival
 def test_parity_with_plain_loops(name: str, frames: int, kept: int, seed: int) -> None:
-    module, given = rival(name, frames, kept), tokens(seed, prefix=seed == 0)
+    module, given = baseline(name, frames, kept), tokens(seed, prefix=seed == 0)
     merged, who = module(given)
     windows = module.windows
     for b in range(B):
@@ -268,7 +268,7 @@ def test_sta_hands_scores_on_from_frame_to_frame() -> None:
     given = tokens()
     x = given.x_BTSC / given.x_BTSC.abs().sum(-1, keepdim=True)
     x[..., 0, :] *= 100
-    module = rival("sta", T, 6)
+    module = baseline("sta", T, 6)
     _, who = module(Tokens(x, given.size_BTS, given.position_BTS3))
     for b in range(B):
         clip = [[(v, 1.0, [0.0] * 3) for v in frame] for frame in x[b].tolist()]
@@ -278,7 +278,7 @@ def test_sta_hands_scores_on_from_frame_to_frame() -> None:
 
 @every_rival
 def test_macs_of_one_are_what_torch_counts(name: str) -> None:
-    module = rival(name, 2, 11).to("meta")
+    module = baseline(name, 2, 11).to("meta")
     given = Tokens.of_grid(torch.empty(1, T, S, C, device="meta"), H, W)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.float()(given)
@@ -288,7 +288,7 @@ def test_macs_of_one_are_what_torch_counts(name: str) -> None:
 @every_rival
 def test_sizes_and_means(name: str) -> None:
     given = tokens()
-    merged, _ = rival(name)(given)
+    merged, _ = baseline(name)(given)
     if name in MERGING:
         torch.testing.assert_close(merged.size_BTS.sum((1, 2)), given.size_BTS.sum((1, 2)))
     else:
@@ -301,7 +301,7 @@ def test_sizes_and_means(name: str) -> None:
 @every_rival
 def test_a_constant_stays_constant(name: str) -> None:
     given = tokens()
-    module = rival(name)
+    module = baseline(name)
     merged, who = module(Tokens(torch.full_like(given.x_BTSC, 3.25), given.size_BTS, given.position_BTS3))
     torch.testing.assert_close(merged.x_BTSC, torch.full_like(merged.x_BTSC, 3.25))
     assert merged.size_BTS.isfinite().all() and merged.position_BTS3.isfinite().all()
@@ -311,18 +311,18 @@ def test_a_constant_stays_constant(name: str) -> None:
 @every_rival
 def test_a_dropped_token_leaves_nothing_and_a_kept_one_everything(name: str) -> None:
     given = tokens()
-    merged, who = rival(name)(given)
+    merged, who = baseline(name)(given)
     assert ((who.assignment < 0).any()) == (name in DROPPING)
     if name in DROPPING:
         flat = given.x_BTSC.flatten(1, 2)
         assert torch.equal(merged.x_BTSC.flatten(1, 2), torch.stack([flat[b, who.meta[b]] for b in range(B)]))
         assert torch.equal(who.assignment.gather(1, who.meta), torch.arange(who.meta.shape[1]).expand(B, -1))
     assert merged.prefix_BPC is given.prefix_BPC
-    assert rival(name)(given, mapped=False)[1] is None
+    assert baseline(name)(given, mapped=False)[1] is None
 
 
 def test_random_drop_is_random_in_training_and_regular_in_testing() -> None:
-    module, given = rival("random").train(), tokens()
+    module, given = baseline("random").train(), tokens()
     draws = {tuple(module(given)[1].meta.flatten().tolist()) for _ in range(5)}
     assert len(draws) == 5
     clips = next(iter(draws))
@@ -333,7 +333,7 @@ def test_random_drop_is_random_in_training_and_regular_in_testing() -> None:
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
     module.eval()
     assert torch.equal(module(given)[1].meta, module(tokens(5))[1].meta)
-    regular = rival("random", finder="stride").train()
+    regular = baseline("random", selector="stride").train()
     assert torch.equal(regular(given)[1].meta, module(given)[1].meta)
 
 
@@ -349,7 +349,7 @@ def test_pooling_is_ordinary_pooling_where_that_fits() -> None:
 
 @every_rival
 def test_gradients_reach_every_parameter_and_what_is_kept(name: str) -> None:
-    module, given = rival(name).train(), tokens()
+    module, given = baseline(name).train(), tokens()
     given.x_BTSC.requires_grad_()
     merged, who = module(given)
     merged.x_BTSC.square().sum().backward()
@@ -365,7 +365,7 @@ def test_gradients_reach_every_parameter_and_what_is_kept(name: str) -> None:
 def test_finite_at_any_scale(name: str, dtype: torch.dtype, scale: float) -> None:
     x = torch.randn(1, T, S, C, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     x[..., 0] = 2.0  # a channel of massive activations
-    merged, _ = rival(name).to(dtype)(Tokens.of_grid((x * scale).to(dtype), H, W))
+    merged, _ = baseline(name).to(dtype)(Tokens.of_grid((x * scale).to(dtype), H, W))
     assert merged.x_BTSC.dtype == dtype and merged.x_BTSC.isfinite().all()
     assert (merged.size_BTS > 0).all() and merged.position_BTS3.abs().max() <= 1 + 1e-6
 
@@ -384,8 +384,8 @@ def test_one_token_a_window_can_be_left(name: str) -> None:
     [
         ("tome", dict(frames=3, frames_in=8), "divide"),
         ("tome", dict(tokens=0), "tokens=0"),
-        ("pool", dict(finder="stride"), "leave finder out"),
-        ("random", dict(finder="novelty"), "leave finder out"),
+        ("pool", dict(selector="stride"), "leave selector out"),
+        ("random", dict(selector="novelty"), "leave selector out"),
         ("patchmerger", {}, "learned=True"),
         ("tokenlearner", {}, "learned=True"),
     ],
@@ -398,7 +398,7 @@ def test_impossible_rivals_are_refused(name: str, arguments: dict[str, Any], mes
 @every_rival
 def test_another_grid_is_refused(name: str) -> None:
     with pytest.raises(sttm.SttmError, match="clip_shape"):
-        rival(name)(Tokens.of_grid(torch.zeros(1, T + 2, S, C), H, W))
+        baseline(name)(Tokens.of_grid(torch.zeros(1, T + 2, S, C), H, W))
 
 
 # --- in models ------------------------------------------------------------------------------------------------------
@@ -416,10 +416,10 @@ def family(name: str) -> Any:
 def served(method: str, name: str) -> bool:
     if name == "timesformer-space":
         return method != "frames"
-    return habits_of(method).aligned or not name.startswith("timesformer")
+    return spec_of(method).aligned or not name.startswith("timesformer")
 
 
-CASES = [(method, name) for method in RIVALS for name in FAMILIES if served(method, name)]
+CASES = [(method, name) for method in BASELINES for name in FAMILIES if served(method, name)]
 every_case = pytest.mark.parametrize(("method", "name"), CASES)
 
 
@@ -444,7 +444,7 @@ def on_meta(shape: str) -> Any:
 @every_rival
 def test_real_shapes_reach_every_budget(shape: str, name: str) -> None:
     model = on_meta(shape)
-    if shape.startswith("timesformer") and not habits_of(name).aligned:
+    if shape.startswith("timesformer") and not spec_of(name).aligned:
         with pytest.raises(sttm.SttmError, match=f"time at each place, which {name} does not keep; choose one of sttm"):
             sttm.apply(model, 0.62, name)
         return
@@ -483,7 +483,7 @@ def test_a_reduced_model_keeps_every_promise(method: str, name: str) -> None:
 
 @every_rival
 def test_traces_as_one_graph(name: str) -> None:
-    module, given = rival(name), tokens()
+    module, given = baseline(name), tokens()
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")(given)
     torch.testing.assert_close(compiled[0].x_BTSC, module(given)[0].x_BTSC)

@@ -13,16 +13,18 @@ from torch import Tensor
 
 import sttm
 from sttm.merging.merger import TokenMerger
-from sttm.merging.selectors import make_finder, stride_order
+from sttm.merging.selectors import make_selector, stride_order
 from sttm.merging.tokens import MergeMap, Tokens, compose, grid_positions
 
 MODES = [
-    dict(learned=False, finder="stride"),
-    dict(learned=False, finder="novelty"),
-    dict(learned=True, finder="stride"),
-    dict(learned=True, finder="novelty"),
+    dict(learned=False, selector="stride"),
+    dict(learned=False, selector="novelty"),
+    dict(learned=True, selector="stride"),
+    dict(learned=True, selector="novelty"),
 ]
-modes = pytest.mark.parametrize("mode", MODES, ids=lambda m: f"{'learned' if m['learned'] else 'as-is'}-{m['finder']}")
+modes = pytest.mark.parametrize(
+    "mode", MODES, ids=lambda m: f"{'learned' if m['learned'] else 'as-is'}-{m['selector']}"
+)
 B, T, H, W, C, F, M = 2, 4, 4, 5, 12, 2, 6
 
 
@@ -108,7 +110,7 @@ def unit(v: Tensor) -> Tensor:
 
 
 def naive_metas(module, weights, members, feature, position) -> list[tuple[int, int]]:
-    """Meta tokens of one window, by the rule of the finder's name."""
+    """Meta tokens of one window, by the rule of the selector's name."""
 
     def curve(member: tuple[int, int]) -> tuple:
         t, y, x = (round(float(v + 1) / 2 * 63) for v in position[member])
@@ -116,7 +118,7 @@ def naive_metas(module, weights, members, feature, position) -> list[tuple[int, 
         return t, int(bits, 2), float(position[member][1]) * 2 + float(position[member][2])
 
     ordered = sorted(members, key=curve)
-    if module.finder_name == "stride":
+    if module.selector_name == "stride":
         return [ordered[((2 * i + 1) * len(ordered)) // (2 * M)] for i in range(M)]
     length = (len(ordered) - 1).bit_length()
 
@@ -165,9 +167,9 @@ def test_sizes_sum_to_the_tokens_that_came_in(windows, window, height, width, ke
     torch.testing.assert_close(who.size.double(), counts.double())
 
 
-@pytest.mark.parametrize("finder", ["stride", "novelty"])
-def test_as_is_keeps_a_constant_and_the_weighted_mean(finder: str) -> None:
-    module, given_ = merger(dict(learned=False, finder=finder)), tokens()
+@pytest.mark.parametrize("selector", ["stride", "novelty"])
+def test_as_is_keeps_a_constant_and_the_weighted_mean(selector: str) -> None:
+    module, given_ = merger(dict(learned=False, selector=selector)), tokens()
     merged, _ = module(given_)
     before = (given_.size_BTS[..., None] * given_.x_BTSC).sum((1, 2))
     torch.testing.assert_close((merged.size_BTS[..., None] * merged.x_BTSC).sum((1, 2)), before)
@@ -177,15 +179,15 @@ def test_as_is_keeps_a_constant_and_the_weighted_mean(finder: str) -> None:
     torch.testing.assert_close(module(constant)[0].x_BTSC, torch.full((B, F, M, C), 3.25).double())
 
 
-@pytest.mark.parametrize("finder", ["stride", "novelty"])
+@pytest.mark.parametrize("selector", ["stride", "novelty"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_learned_merger_starts_as_the_one_off_the_shelf_bit_for_bit(
-    finder: str, dtype: torch.dtype, training: bool
+    selector: str, dtype: torch.dtype, training: bool
 ) -> None:
     given_ = tokens(dtype=dtype)
     one, other = (
-        merger(dict(learned=learned, finder=finder), stirred=False).to(dtype).train(training)(given_)[0]
+        merger(dict(learned=learned, selector=selector), stirred=False).to(dtype).train(training)(given_)[0]
         for learned in (True, False)
     )
     assert torch.equal(one.x_BTSC, other.x_BTSC) and torch.equal(one.position_BTS3, other.position_BTS3)
@@ -233,7 +235,7 @@ def test_a_moving_patch_leaves_a_path_of_its_slope(dy: int, dx: int) -> None:
     start = (4 if dy == 0 else 1 if dy > 0 else 7), (4 if dx == 0 else 1)
     for t in range(frames):
         x[0, t, (start[0] + dy * t) * side + start[1] + dx * t] = torch.linspace(-3, 3, C).double()
-    module = merger(dict(learned=True, finder="stride"), frames=1, tokens=frames * side * side, frames_in=frames)
+    module = merger(dict(learned=True, selector="stride"), frames=1, tokens=frames * side * side, frames_in=frames)
     with torch.no_grad():
         module.log_tau.fill_(-5)
     _, who = module(Tokens.of_grid(x, side, side))
@@ -245,9 +247,9 @@ def test_a_moving_patch_leaves_a_path_of_its_slope(dy: int, dx: int) -> None:
     torch.testing.assert_close(who.trajectory[0, slot, 0], torch.zeros(2).double(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("finder", ["stride", "novelty"])
-def test_gradients_reach_every_parameter_and_the_input(finder: str) -> None:
-    module = merger(dict(learned=True, finder=finder)).train()
+@pytest.mark.parametrize("selector", ["stride", "novelty"])
+def test_gradients_reach_every_parameter_and_the_input(selector: str) -> None:
+    module = merger(dict(learned=True, selector=selector)).train()
     given_ = tokens()
     given_.x_BTSC.requires_grad_()
     merged = module(given_)[0]
@@ -272,14 +274,14 @@ def test_what_stands_still_is_new_once_and_what_moves_keeps_its_tokens() -> None
     still = torch.randn(H * W, C, generator=torch.Generator().manual_seed(3)).double()
     x = still.expand(1, 2, -1, -1).clone()
     x[0, 0, 7], x[0, 1, 12] = torch.linspace(-3, 3, C), torch.linspace(3, -3, C)
-    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=H * W + 2, frames_in=2)
+    module = merger(dict(learned=False, selector="novelty"), frames=1, tokens=H * W + 2, frames_in=2)
     _, who = module(Tokens.of_grid(x, H, W))
     assert set(range(H * W)) | {H * W + 12, H * W + 7} == set(who.meta[0].tolist())
 
 
 def test_equally_new_tokens_are_kept_on_a_regular_stride() -> None:
     x = torch.full((1, 2, 16, C), 0.5).double()
-    module = merger(dict(learned=False, finder="novelty"), frames=1, tokens=8, frames_in=2)
+    module = merger(dict(learned=False, selector="novelty"), frames=1, tokens=8, frames_in=2)
     _, who = module(Tokens.of_grid(x, 4, 4))
     frames = torch.div(who.meta[0], 16, rounding_mode="floor")
     assert frames.bincount().tolist() == [4, 4]
@@ -292,7 +294,7 @@ def test_off_the_shelf_tells_objects_apart() -> None:
     region = torch.arange(H * W) % 3
     looks = torch.randn(3, C, generator=torch.Generator().manual_seed(1)).double()
     x = looks[region].expand(B, T, -1, -1).clone()
-    _, who = merger(dict(learned=False, finder="novelty"))(Tokens.of_grid(x, H, W))
+    _, who = merger(dict(learned=False, selector="novelty"))(Tokens.of_grid(x, H, W))
     for b in range(B):
         for slot in range(F * M):
             members = (who.assignment[b] == slot).nonzero().flatten() % (H * W)
@@ -308,12 +310,12 @@ def test_a_stride_takes_one_token_of_every_block() -> None:
     assert len(blocks) == 16 and sorted(order.tolist()) == list(range(64))
 
 
-@pytest.mark.parametrize("finder", ["stride", "novelty"])
-def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(finder: str) -> None:
+@pytest.mark.parametrize("selector", ["stride", "novelty"])
+def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(selector: str) -> None:
     x_BFLC = torch.randn(B, F, H * W, C, generator=torch.Generator().manual_seed(0)).double() * 7
     x_BFLC[0, 0, 3] = 0.0  # a token of nothing is like none
     position_BFL3 = grid_positions(1, H, W).double().expand(B, F, H * W, 3)
-    meta_BFM, cosine_BFML = make_finder(finder)(x_BFLC, position_BFL3, M)
+    meta_BFM, cosine_BFML = make_selector(selector)(x_BFLC, position_BFL3, M)
     for b, f in itertools.product(range(B), range(F)):
         expected = torch.stack(
             [torch.stack([unit(x_BFLC[b, f, m]) @ unit(x) for x in x_BFLC[b, f]]) for m in meta_BFM[b, f]]
@@ -333,7 +335,7 @@ def test_maps_compose_as_the_mergers_do() -> None:
     # Sizes after both count the tokens of the first grid.
     counts = torch.stack([torch.bincount(row, minlength=3) for row in whole.assignment]).double()
     torch.testing.assert_close(whole.size.double(), counts)
-    spread = whole.spread(merged_again.x_BTSC.flatten(1, 2))
+    spread = whole.unmerge(merged_again.x_BTSC.flatten(1, 2))
     assert spread.shape == (B, T * H * W, C)
     torch.testing.assert_close(spread[0, 7], merged_again.x_BTSC.flatten(1, 2)[0, whole.assignment[0, 7]])
 
@@ -345,7 +347,7 @@ def test_dropped_tokens_stay_dropped() -> None:
     assert whole.assignment.tolist() == [[-1, -1, 0]]
     other = MergeMap(torch.tensor([[0, -1]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
     assert one.then(other).assignment.tolist() == [[0, -1, -1]]
-    assert whole.spread(torch.full((1, 1, 2), 5.0)).tolist() == [[[0, 0], [0, 0], [5, 5]]]
+    assert whole.unmerge(torch.full((1, 1, 2), 5.0)).tolist() == [[[0, 0], [0, 0], [5, 5]]]
 
 
 @pytest.mark.parametrize(
@@ -353,8 +355,8 @@ def test_dropped_tokens_stay_dropped() -> None:
     [
         (dict(dim=8, frames=3, tokens=4, frames_in=8), "divide"),
         (dict(dim=8, frames=0, tokens=4), "frames=0"),
-        (dict(dim=8, frames=2, tokens=4, finder="magic"), "novelty or stride"),
-        (dict(dim=8, frames=2, tokens=4, finder="saliency", learned=True), "novelty or stride"),
+        (dict(dim=8, frames=2, tokens=4, selector="magic"), "novelty or stride"),
+        (dict(dim=8, frames=2, tokens=4, selector="saliency", learned=True), "novelty or stride"),
     ],
 )
 def test_impossible_mergers_are_refused(arguments: dict, message: str) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sttm.patching.attention import SIZES, KeySizes, sized_eager, sized_sdpa
 from sttm.backbones.base import Ledger, Page
 from sttm.backbones.timesformer import SizedProbabilities
 from sttm.merging.tokens import MergeMap
+from sttm.patching.attention import SIZES, KeySizes, sized_eager, sized_sdpa
 
 SIZE = torch.tensor([[[1.0, 3.0], [2.0, 5.0]]])  # one clip, F = 2 frames of M = 2 slots
 

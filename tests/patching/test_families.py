@@ -25,11 +25,11 @@ from transformers import (
 import sttm
 from sttm.backbones import backbone_of
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.videos import encode, render
 from sttm.data.video.read import read
 from sttm.evaluation.predict import find_videos, predict
-from sttm.patching.plan import MergerPlan, Plan
 from sttm.patching.api import install
+from sttm.patching.plan import MergerPlan, Plan
+from sttm.synth.videos import encode, render
 
 SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
 CLIP = (8, 3, 32, 32)

@@ -14,8 +14,8 @@ import torch
 
 import sttm
 from sttm.patching.api import plan_of
-
 from tests.helpers import ROOT
+
 FIELDS = {
     "study", "dataset", "method", "variant", "compute", "learned", "frames", "seed", "macs", "top1", "steps", "seconds",
     "commit", "machine",

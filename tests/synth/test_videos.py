@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from sttm.synth.motions import CHANNELS, MOTIONS, ORDERS, circle, visit
-from sttm.synth.clips import plan
-from sttm.synth.videos import MOTION_CLASSES, SCENE_CLASSES, SynthSettings, make, render, video_path
 from sttm.errors import SttmError
+from sttm.synth.clips import plan
+from sttm.synth.motions import CHANNELS, MOTIONS, ORDERS, circle, visit
+from sttm.synth.videos import MOTION_CLASSES, SCENE_CLASSES, SynthSettings, make, render, video_path
 
 SMALL = {"frames": 8, "size": 32}
 

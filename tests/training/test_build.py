@@ -23,7 +23,7 @@ from transformers import (
 
 import sttm
 from sttm.config import Settings
-from sttm.patching import api as plug
+from sttm.patching import api
 from sttm.training import build as start
 
 SMALL: dict[str, Any] = dict(hidden_size=24, num_hidden_layers=4, num_attention_heads=2)
@@ -129,7 +129,7 @@ def test_from_nothing(tmp_path: Path) -> None:
         {"family": "videomae", "config": config, "sampling": "dense", "stride": 3}, merging={"compute": 0.7}
     )
     model, preprocess, teacher = start.make(wanted, ["a", "b"])
-    assert teacher is None and model.training and plug.plan_of(model).learned
+    assert teacher is None and model.training and api.plan_of(model).learned
     assert (preprocess.sampling.num_frames, preprocess.sampling.mode, preprocess.sampling.stride) == (4, "dense", 3)
     assert preprocess.crop == (32, 32) and model.config.id2label == {0: "a", 1: "b"}
 
@@ -150,7 +150,7 @@ def test_match_frames_spends_what_fewer_frames_cost(saved: Path) -> None:
     wanted = settings({"start": str(saved), "frames": 8}, merging={"match_frames": 6})
     model, _, _ = start.make(wanted, ["a", "b"])
     fewer, _, _ = start.make(settings({"start": str(saved), "frames": 6}), ["a", "b"])
-    before = plug.plan_of(model).macs_before
+    before = api.plan_of(model).macs_before
     assert -0.01 * before <= sttm.macs(model) - sttm.macs(fewer) <= 0
 
 
@@ -165,26 +165,26 @@ def test_mergers_of_the_start_stay_if_the_budget_is_theirs(videomae: Path) -> No
         again, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
         assert torch.equal(logits(again), logits(model)[:, [2, 0]])
     other, _, _ = start.make(settings({"start": str(videomae)}, merging={"compute": 0.5}), ["jab", "left hook"])
-    assert plug.plan_of(other).compute <= 0.5 < plan.compute
+    assert api.plan_of(other).compute <= 0.5 < plan.compute
     plain, _, _ = start.make(settings({"start": str(videomae)}, merging={"compute": 1}), ["jab", "left hook"])
-    assert not plug.is_merged(plain)
+    assert not api.is_merged(plain)
 
 
 def test_other_places_than_those_of_the_start_are_merged_anew(videomae: Path) -> None:
     model = sttm.load(videomae)
     own = sttm.apply(model, 0.7, learned=True, layers=[1, 3], window=1)
     sttm.save(model, videomae)
-    for merging in ({"layers": [1, 3]}, {"window": 1}, {"layers": [1, 3], "window": 1, "finder": "novelty"}):
+    for merging in ({"layers": [1, 3]}, {"window": 1}, {"layers": [1, 3], "window": 1, "selector": "novelty"}):
         same, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
-        assert plug.plan_of(same) == own
+        assert api.plan_of(same) == own
     others: list[tuple[dict[str, Any], list[int], int]] = [
         ({"layers": [2]}, [2], 1),
         ({"window": 2}, [1, 2], 1),
-        ({"finder": "stride"}, [1, 2], 1),
+        ({"selector": "stride"}, [1, 2], 1),
     ]
     for merging, layers, frames in others:
         other, _, _ = start.make(settings({"start": str(videomae)}, merging=merging), ["jab", "left hook"])
-        plan = plug.plan_of(other)
+        plan = api.plan_of(other)
         assert [m.layer for m in plan.mergers] == layers and plan.mergers[-1].frames == frames
 
 
@@ -192,7 +192,7 @@ def test_the_teacher_is_the_plain_start(videomae: Path) -> None:
     wanted = settings({"start": str(videomae)}, merging={"compute": 0.7}, distillation={"weight": 0.5})
     model, _, teacher = start.make(wanted, ["jab", "left hook"])
     assert torch.equal(logits(teacher), logits(sttm.load(videomae))[:, [2, 0]])
-    assert plug.is_merged(model) and not plug.is_merged(teacher)
+    assert api.is_merged(model) and not api.is_merged(teacher)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
@@ -202,7 +202,7 @@ def test_the_teacher_of_a_merged_start_is_its_plain_self(videomae: Path) -> None
     sttm.save(model, videomae)
     wanted = settings({"start": str(videomae)}, merging={"compute": 0.7}, distillation={})
     model, _, teacher = start.make(wanted, ["jab", "left hook"])
-    assert plug.is_merged(model) and not plug.is_merged(teacher)
+    assert api.is_merged(model) and not api.is_merged(teacher)
 
 
 def refused(model: dict[str, Any], classes: tuple[str, ...] = ("a", "b"), **sections: Any) -> str:

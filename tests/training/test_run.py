@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import sttm
 from sttm.config import Settings, load
-from sttm.synth.videos import SynthSettings, make
-from sttm.training import run as engine
 from sttm.evaluation.evaluate import evaluate
+from sttm.synth.videos import SynthSettings, make
 from sttm.training import checkpoints, recipe
+from sttm.training import run as engine
 from tests.training.test_build import MODELS
 
 RECIPE = """

@@ -16,15 +16,15 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
 from sttm.backbones.base import Grid
-from sttm.synth.motions import MOTION_CLASSES
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.clips import render
 from sttm.data.video.read import Sampling
-from sttm.visual import demo
-from sttm.evaluation import predict
-from sttm.visual import pictures as show
 from sttm.errors import SttmError
+from sttm.evaluation import predict
 from sttm.merging.tokens import MergeMap
+from sttm.synth.clips import render
+from sttm.synth.motions import MOTION_CLASSES
+from sttm.visual import demo
+from sttm.visual import pictures as show
 
 CLIPS, SEED = 20, 3
 PREPARE = Preprocess("VideoMAE", Sampling(8), 32, (32, 32), 1 / 255, 0.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttm.patching.edits import Patch
 from sttm.errors import SttmError
 from sttm.merging.tokens import MergeMap, Tokens
+from sttm.patching.edits import Patch
 
 # One clip of pixels: frames, channels, height, width.
 ClipShape = tuple[int, int, int, int]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, seat_of, transformer_macs
+from sttm.patching.edits import Patch
 
 
 class TimeSformer(Backbone):

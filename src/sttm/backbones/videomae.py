@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sttm.patching.attention import weigh_keys
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
 from sttm.errors import SttmError
+from sttm.patching.edits import Patch
 
 
 class VideoMAE(Backbone):
@@ -53,6 +52,8 @@ class VideoMAE(Backbone):
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
                 keyed.append((block.attention.attention, seat.index))
+        from sttm.patching.attention import weigh_keys
+
         weigh_keys(patch, model, keyed, ledger)
         if hasattr(model, "fc_norm"):
             pool = SizedMean(ledger, seats[-1].index)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.patching.attention import weigh_keys
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
+from sttm.patching.edits import Patch
 
 
 class ViViT(Backbone):
@@ -44,6 +43,8 @@ class ViViT(Backbone):
         for number, block in enumerate(self.blocks(model)):
             if seat := seat_of(number, seats):
                 keyed.append((block.attention, seat.index))
+        from sttm.patching.attention import weigh_keys
+
         weigh_keys(patch, model, keyed, ledger)
 
 

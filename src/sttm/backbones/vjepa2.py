@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.patching.attention import weigh_keys
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
 from sttm.errors import SttmError
+from sttm.patching.edits import Patch
 
 
 class VJEPA2(Backbone):
@@ -63,6 +62,8 @@ class VJEPA2(Backbone):
         pooler, last = model.pooler, seats[-1].index
         keyed += [(layer.self_attn, last) for layer in pooler.self_attention_layers]
         keyed.append((pooler.cross_attention_layer.cross_attn, last))
+        from sttm.patching.attention import weigh_keys
+
         weigh_keys(patch, model, keyed, ledger)
 
 

@@ -21,11 +21,11 @@ from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.videos import SynthSettings, make
-from sttm.evaluation.evaluate import evaluate
 from sttm.errors import SttmError
-from sttm.evaluation.metrics import in_turn, machine, quantiles
+from sttm.evaluation.evaluate import evaluate
 from sttm.evaluation.inference import reading_threads, scores
+from sttm.evaluation.metrics import in_turn, machine, quantiles
+from sttm.synth.videos import SynthSettings, make
 
 #: Memory for the clips that the model alone gets; of a longer list the first ones come round again.
 KEPT_BYTES = 2**29

@@ -32,9 +32,9 @@ from transformers import (
 from sttm import models as floor
 from sttm.backbones import backbone_of
 from sttm.errors import SttmError
-from sttm.merging import method_named
 from sttm.evaluation.metrics import in_turn, machine, quantiles
-from sttm.patching import api as plug
+from sttm.merging import method_named
+from sttm.patching import api
 from sttm.patching.schedule import check_compute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -159,16 +159,16 @@ def _rehearse(name: str, methods: Sequence[str], computes: Sequence[float]) -> l
 def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
     """Every way to run a model, the plain one first; all of them share one set of weights."""
     plain, variants = _twin(model), []
-    if plug.is_merged(model):
-        plug.remove(plain)
-        plan = plug.plan_of(model)
+    if api.is_merged(model):
+        api.remove(plain)
+        plan = api.plan_of(model)
         variants.append(Variant(f"{plan.method} (as saved)", plan.compute, plan.macs_after, model))
-    variants.insert(0, Variant("plain", 1.0, plug.macs(plain), plain))
+    variants.insert(0, Variant("plain", 1.0, api.macs(plain), plain))
     for method in methods:
         for compute in computes:
             if compute < 1:
                 merged = _twin(plain)
-                plan = plug.apply(merged, compute, method)
+                plan = api.apply(merged, compute, method)
                 variants.append(Variant(method, plan.compute, plan.macs_after, merged))
     return variants
 

@@ -50,12 +50,12 @@ def device_of(name: str) -> "torch.device":
 
 def bring_to(network: "nn.Module", compute: float | None, method: str) -> float:
     """Bring the model to what the user wants to spend; what it then costs, relative to its plain self."""
-    from sttm.patching import api as plug
+    from sttm.patching import api
 
-    own = plug.plan_of(network).compute if plug.is_merged(network) else 1.0
-    if compute is None or (method == "sttm" and own <= compute < own + 0.01 and plug.is_merged(network)):
+    own = api.plan_of(network).compute if api.is_merged(network) else 1.0
+    if compute is None or (method == "sttm" and own <= compute < own + 0.01 and api.is_merged(network)):
         return own
-    if plug.is_merged(network):
+    if api.is_merged(network):
         complain(f"the mergers that the model came with (compute {own:.3f}) make way for --compute {compute}.")
-        plug.remove(network)
-    return plug.apply(network, compute=compute, method=method).compute
+        api.remove(network)
+    return api.apply(network, compute=compute, method=method).compute

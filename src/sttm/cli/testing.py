@@ -20,8 +20,8 @@ from sttm.errors import SttmError
 if TYPE_CHECKING:
     from sttm.config import Settings
     from sttm.config.settings import DataSettings
-    from sttm.evaluation.report import Evaluation, Format
     from sttm.evaluation.inference import Average
+    from sttm.evaluation.report import Evaluation, Format
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -88,8 +88,8 @@ def _test(
     from sttm.config import parse_views
     from sttm.data.datasets.video_set import read_split
     from sttm.data.transforms.preprocess import Preprocess
-    from sttm.evaluation import evaluate as engine
     from sttm.distributed import joined
+    from sttm.evaluation import evaluate as engine
     from sttm.evaluation.inference import labels_of
 
     assert request.views and request.average and request.batch_size and request.device

@@ -112,7 +112,7 @@ class MergingSettings(_Strict):
     """Instead of compute: spend what the plain model spends on clips of this many frames."""
     method: str = "sttm"
     learned: bool = True
-    finder: str | None = None
+    selector: str | None = None
     layers: tuple[Steps, ...] | None = None
     """Blocks to merge before, counted from 0; left out, the schedule chooses."""
     window: Count | None = None

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sttm.config.settings import Settings
 from sttm.data.transforms.augment import Augment
-from sttm.data.video.cache import Kept
 from sttm.data.transforms.mixup import mix_pairs
 from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video.cache import Kept
 from sttm.data.video.read import Clip, Sampling
 from sttm.data.workers import load_in_order
 from sttm.errors import SttmError

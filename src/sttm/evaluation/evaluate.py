@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttm.data.datasets.video_set import VideoSet
 from sttm.data.datasets.labels import Classes
+from sttm.data.datasets.video_set import VideoSet
 from sttm.data.loader import Reading, read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
+from sttm.evaluation.inference import NOT_FINITE, Average, labels_of, reading_threads, scores, videos_at_once
 from sttm.evaluation.metrics import Confusion
 from sttm.evaluation.report import BEST, Answer, Evaluation
-from sttm.evaluation.inference import NOT_FINITE, Average, labels_of, reading_threads, scores, videos_at_once
 
 __all__ = ["Evaluation", "evaluate", "match_classes"]
 

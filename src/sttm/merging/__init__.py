@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sttm.errors import SttmError
-from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, ToMe
-from sttm.merging.merger import TokenMerger
 from sttm.merging.baselines.learned import PatchMerger, TokenLearner
-from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop, Rival
+from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, ToMe
+from sttm.merging.baselines.simple import AveragePool, Baseline, FrameDrop, RandomDrop
+from sttm.merging.merger import TokenMerger
 
 #: Every way to leave fewer tokens, behind one call: `METHODS[name](dim, frames, tokens, frames_in=..., ...)`.
-METHODS: dict[str, type[TokenMerger] | type[Rival]] = {
+METHODS: dict[str, type[TokenMerger] | type[Baseline]] = {
     "sttm": TokenMerger,
     "random": RandomDrop,
     "frames": FrameDrop,
@@ -28,7 +28,7 @@ WHOLE_CLIP = 0
 
 
 @dataclass(frozen=True)
-class Habits:
+class MethodSpec:
     """How a method is used, for the schedule.
 
     Attributes:
@@ -50,27 +50,27 @@ class Habits:
     gentle: float = 0.4
 
 
-#: What differs from the habits of "sttm"; for the reasons see each method.
-HABITS: dict[str, Habits] = {
-    "random": Habits(early=True),
-    "pool": Habits(gentle=0.7),
-    "frames": Habits(whole_frames=True),
-    "tome": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True, gentle=0.7),
-    "patchmerger": Habits(sized=False),
-    "tokenlearner": Habits((1, 1), sized=False),
-    "evit": Habits((WHOLE_CLIP, WHOLE_CLIP), aligned=False),
-    "sta": Habits((1, 2), aligned=False, gentle=0.7),
-    "dpcknn": Habits(aligned=False),
+#: What differs from the spec of "sttm"; for the reasons see each method.
+SPECS: dict[str, MethodSpec] = {
+    "random": MethodSpec(early=True),
+    "pool": MethodSpec(gentle=0.7),
+    "frames": MethodSpec(whole_frames=True),
+    "tome": MethodSpec((WHOLE_CLIP, WHOLE_CLIP), aligned=False, everywhere=True, gentle=0.7),
+    "patchmerger": MethodSpec(sized=False),
+    "tokenlearner": MethodSpec((1, 1), sized=False),
+    "evit": MethodSpec((WHOLE_CLIP, WHOLE_CLIP), aligned=False),
+    "sta": MethodSpec((1, 2), aligned=False, gentle=0.7),
+    "dpcknn": MethodSpec(aligned=False),
 }
 
 
-def method_named(name: str) -> type[TokenMerger] | type[Rival]:
+def method_named(name: str) -> type[TokenMerger] | type[Baseline]:
     """The reducer of that name; SttmError lists the names there are."""
     if name not in METHODS:
         raise SttmError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]
 
 
-def habits_of(name: str) -> Habits:
+def spec_of(name: str) -> MethodSpec:
     """How that method is used."""
-    return HABITS.get(name, Habits())
+    return SPECS.get(name, MethodSpec())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
 from sttm.errors import SttmError
-from sttm.merging.selectors import make_finder, own_linear, take
+from sttm.merging.selectors import make_selector, own_linear, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 # How sharply an object looks for itself in a frame, at first: what is more like it by this cosine counts e times.
@@ -42,7 +42,7 @@ class TokenMerger(nn.Module):
         tokens: slots in each frame out, M.
         frames_in: frames in, T; needed by the learned motion map (default: `frames`).
         learned: adds the trainable parts.
-        finder: how meta tokens are found: "novelty", or "stride" where all windows have to keep the same places.
+        selector: how meta tokens are found: "novelty", or "stride" where all windows have to keep the same places.
         similarity_dim: width D in which a learned merger follows objects (default: half of `dim`, at most 64).
 
     Example:
@@ -63,7 +63,7 @@ class TokenMerger(nn.Module):
         *,
         frames_in: int | None = None,
         learned: bool = False,
-        finder: str = "novelty",
+        selector: str = "novelty",
         similarity_dim: int | None = None,
     ) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class TokenMerger(nn.Module):
             raise SttmError(f"{frames_in} frames do not divide into {frames} windows; choose frames from its divisors")
         self.dim, self.frames, self.tokens, self.frames_in = dim, frames, tokens, frames_in
         self.learned, self.similarity_dim = learned, similarity_dim
-        self.finder_name = finder
-        self.finder = make_finder(finder)
+        self.selector_name = selector
+        self.selector = make_selector(selector)
         if learned:
             self.similarity = nn.Linear(dim, similarity_dim, bias=False)
             self.log_tau = nn.Parameter(torch.tensor([TAU]).log())
@@ -87,7 +87,7 @@ class TokenMerger(nn.Module):
 
     def extra_repr(self) -> str:
         mode = "learned" if self.learned else "off the shelf"
-        return f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots, {self.finder_name}, {mode}"
+        return f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots, {self.selector_name}, {mode}"
 
     def forward(self, tokens: Tokens, mapped: bool = True) -> tuple[Tokens, MergeMap | None]:
         """Merges: T x S tokens in, F x M slots out; prefix tokens pass untouched.
@@ -110,7 +110,7 @@ class TokenMerger(nn.Module):
     def macs(self, frames: int, tokens: int) -> int:
         """Multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products; as torch counts them)."""
         C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens
-        merged = self.finder.macs(self.frames, frames // self.frames * tokens, M, C) + N * M * (C + 3)
+        merged = self.selector.macs(self.frames, frames // self.frames * tokens, M, C) + N * M * (C + 3)
         if not self.learned:
             return merged
         followed = N * C * D + slots * N * (D + 4)
@@ -121,7 +121,7 @@ class TokenMerger(nn.Module):
         # 1. Meta tokens, in features centred on the window: what all of its tokens share tells nothing.
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = feature_BFLC - feature_BFLC.mean(2, keepdim=True)
-        meta_BFM, cosine_BFML = self.finder(feature_BFLC, position_BFL3, self.tokens)
+        meta_BFM, cosine_BFML = self.selector(feature_BFLC, position_BFL3, self.tokens)
         # 2. Similarity of every token of a window with its objects.
         share_BFML = self._shares(cosine_BFML, meta_BFM)
         # 3. and 4. Fusion in each frame, then over the frames of the window; as both go by mass, in one average.

@@ -1,7 +1,7 @@
 """Finding the meta tokens: which tokens of a window the slots grow from (step 1 of the method).
 
-A finder looks at the tokens of each window, names M of them, and says how much every token is like each of them. All
-finders answer the same call, so that they can be exchanged: `finder(x_BFLC, position_BFL3, count) -> (meta_BFM,
+A selector looks at the tokens of each window, names M of them, and says how much every token is like each of them. All
+selectors answer the same call, so that they can be exchanged: `selector(x_BFLC, position_BFL3, count) -> (meta_BFM,
 cosine_BFML)`, the indices of the meta tokens and all cosines with them.
 
 Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C width; 3 = (t, y, x).
@@ -46,7 +46,7 @@ def regular_picks(length: int, count: int, device: torch.device) -> Tensor:
     return ((torch.arange(count, device=device) * 2 + 1) * length) // (2 * count)
 
 
-class StrideFinder(nn.Module):
+class StrideSelector(nn.Module):
     """Meta tokens on a regular stride in time and space: nothing to learn, the same places in every window."""
 
     def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class StrideFinder(nn.Module):
         return windows * length * count * width
 
 
-class NoveltyFinder(nn.Module):
+class NoveltySelector(nn.Module):
     """Meta tokens are the tokens least like any that came before them, frame by frame and along a curve in each frame.
 
     Needs no training and adapts to the clip: what stands still, or goes on as a wall or a lawn does, is new once;
@@ -104,15 +104,15 @@ def spread(length: int, device: torch.device | None = None) -> Tensor:
     return (((place >> bit) & 1) / 2.0 ** (bit + 1)).sum(-1)
 
 
-Finder = NoveltyFinder | StrideFinder
-FINDERS: dict[str, type[Finder]] = {"novelty": NoveltyFinder, "stride": StrideFinder}
+Selector = NoveltySelector | StrideSelector
+SELECTORS: dict[str, type[Selector]] = {"novelty": NoveltySelector, "stride": StrideSelector}
 
 
-def make_finder(name: str) -> Finder:
-    """The finder of that name: "novelty" or "stride"."""
-    if name not in FINDERS:
-        raise SttmError(f"unknown way to find meta tokens {name!r}; choose {' or '.join(FINDERS)}")
-    return FINDERS[name]()
+def make_selector(name: str) -> Selector:
+    """The selector of that name: "novelty" or "stride"."""
+    if name not in SELECTORS:
+        raise SttmError(f"unknown way to find meta tokens {name!r}; choose {' or '.join(SELECTORS)}")
+    return SELECTORS[name]()
 
 
 def take(x_BFLC: Tensor, index_BFM: Tensor) -> Tensor:

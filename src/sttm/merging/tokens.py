@@ -95,7 +95,7 @@ class MergeMap:
             meta = self.meta.gather(1, later.meta)
         return MergeMap(assignment, later.size, later.position, ((T, S), later.grid[1]), meta)
 
-    def spread(self, y_BMC: Tensor) -> Tensor:
+    def unmerge(self, y_BMC: Tensor) -> Tensor:
         """Gives every token in the features of the slot it went to: [B, F*M, C] -> [B, N, C] (dropped: zeros)."""
         index_BN1 = self.assignment.clamp(min=0)[..., None]
         y_BNC = y_BMC.gather(1, index_BN1.expand(-1, -1, y_BMC.shape[-1]))

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttm.backbones import Backbone, backbone_of
-from sttm.patching.edits import Patch
 from sttm.backbones.base import ClipShape, Grid, Ledger, Page, Seat
 from sttm.errors import SttmError
-from sttm.merging import habits_of
+from sttm.merging import spec_of
 from sttm.merging.tokens import MergeMap, Tokens
-from sttm.patching.schedule import make_plan, plain_macs
+from sttm.patching.edits import Patch
 from sttm.patching.plan import Plan, build_merger
+from sttm.patching.schedule import make_plan, plain_macs
 
 # A merged model carries its `Plugged` record under this name, a block in front of which tokens merge its merger.
 RECORD = "_sttm"
@@ -35,23 +35,23 @@ def apply(
     method: str = "sttm",
     learned: bool = False,
     clip_shape: ClipShape | None = None,
-    finder: str | None = None,
+    selector: str | None = None,
     layers: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Plan:
     """Puts token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
-    What that does to accuracy, beside every rival at the same multiply-adds, is in results/offshelf.md for a checkpoint
+    What that does to accuracy, beside every baseline at equal multiply-adds, is in results/offshelf.md for a checkpoint
     as it is and in results/trained.md for one that is tuned; docs/evidence.md says how it was measured.
 
     Args:
         model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own).
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
             reaches it from below, within 0.01. 1 puts nothing in.
-        method: how tokens become fewer; "sttm", or a rival's name.
+        method: how tokens become fewer; "sttm", or a baseline's name.
         learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is. The model starts alike.
         clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
-        finder: how meta tokens are found (see `TokenMerger`).
+        selector: how meta tokens are found (see `TokenMerger`).
         layers: the blocks to merge before, counted from 0; left out, the schedule chooses (see `make_plan`).
         window: token frames that the first merger joins to one; left out, what the method is used with.
 
@@ -69,7 +69,7 @@ def apply(
     if is_merged(model):
         raise SttmError("this model is merged already; call sttm.remove(model) before another sttm.apply")
     backbone = backbone_of(model)
-    plan = make_plan(backbone, model, compute, method, learned, clip_shape, finder, layers, window)
+    plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window)
     install(model, plan)
     return plan
 
@@ -165,7 +165,7 @@ def _touch(
     grid, blocks = backbone.grid(model, plan.clip_shape), backbone.blocks(model)
     seats = [Seat(m.layer, index, m.frames, m.tokens) for index, m in enumerate(plan.mergers)]
     backbone.fit_blocks(patch, model, seats, ledger, grid)
-    if habits_of(plan.method).sized:
+    if spec_of(plan.method).sized:
         backbone.weigh_by_size(patch, model, seats, ledger)
     frames, tokens = grid.frames, grid.tokens
     for seat, merger in zip(seats, mergers, strict=True):

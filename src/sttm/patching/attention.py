@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from sttm.patching.edits import Patch
 from sttm.backbones.base import Ledger
 from sttm.errors import SttmError
+from sttm.patching.edits import Patch
 
 # Attention modules carry, under this name, where to read the sizes of their keys.
 SIZES = "sttm_sizes"

@@ -15,8 +15,8 @@ from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.merging import method_named
+from sttm.merging.baselines.simple import Baseline
 from sttm.merging.merger import TokenMerger
-from sttm.merging.baselines.simple import Rival
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
         compute: multiply-adds after over before, those of the mergers included.
         macs_before, macs_after: multiply-adds of one clip.
         mergers: one MergerPlan each, in order.
-        method, learned, finder: what the mergers are.
+        method, learned, selector: what the mergers are.
         clip_shape: (frames, channels, height, width) of the clips that were counted.
     """
 
@@ -49,8 +49,28 @@ class Plan:
     method: str
     learned: bool
     clip_shape: ClipShape
-    finder: str | None = None
+    selector: str | None = None
     family: str = ""
+
+    def meets(
+        self,
+        compute: float,
+        method: str,
+        learned: bool | None = None,
+        selector: str | None = None,
+        layers: Sequence[int] | None = None,
+        window: int | None = None,
+    ) -> bool:
+        """Return whether this plan is what is asked for; what is None may be anything."""
+        windows = [m.frames_before // m.frames for m in self.mergers[:1]]
+        return (
+            self.compute <= compute < self.compute + 0.01
+            and self.method == method
+            and learned in (None, self.learned)
+            and selector in (None, self.selector)
+            and (layers is None or tuple(layers) == tuple(m.layer for m in self.mergers))
+            and window in (None, *windows)
+        )
 
     def __str__(self) -> str:
         mode = "learned" if self.learned else "off the shelf"
@@ -68,9 +88,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger | Rival:
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger | Baseline:
     """The module of one planned merger."""
-    options: dict[str, Any] = {} if plan.finder is None else {"finder": plan.finder}
+    options: dict[str, Any] = {} if plan.selector is None else {"selector": plan.selector}
     return method_named(plan.method)(
         width, merger.frames, merger.tokens, frames_in=merger.frames_before, learned=plan.learned, **options
     )

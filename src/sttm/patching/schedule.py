@@ -10,8 +10,8 @@ from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.errors import SttmError
-from sttm.merging import METHODS, habits_of, method_named
-from sttm.merging.baselines.simple import Rival
+from sttm.merging import METHODS, method_named, spec_of
+from sttm.merging.baselines.simple import Baseline
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.search import Search
 
@@ -32,7 +32,7 @@ def make_plan(
     method: str = "sttm",
     learned: bool = False,
     clip_shape: ClipShape | None = None,
-    finder: str | None = None,
+    selector: str | None = None,
     layers: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Plan:
@@ -46,7 +46,7 @@ def make_plan(
     first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
     within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
 
-    Rivals get the same two places, unless their papers have another habit (`sttm.merging.HABITS`), or another place
+    Baselines get the same two places, unless their papers have another habit (`sttm.merging.SPECS`), or another place
     does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA move
     forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
     first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
@@ -57,19 +57,19 @@ def make_plan(
     """
     compute = check_compute(compute)
     reducer = method_named(method)
-    if issubclass(reducer, Rival) and not reducer.needs_training:
+    if issubclass(reducer, Baseline) and not reducer.needs_training:
         # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
         learned = False
     clip_shape = _clip(backbone, model, clip_shape)
-    if backbone.aligned and finder not in (None, "stride"):
+    if backbone.aligned and selector not in (None, "stride"):
         raise SttmError(
-            f"{backbone.family} attends over time at each place, which needs finder='stride', not {finder!r}"
+            f"{backbone.family} attends over time at each place, which needs selector='stride', not {selector!r}"
         )
     if backbone.aligned and method in ("sttm", "random"):
-        finder = "stride"
+        selector = "stride"
     elif method == "sttm":
-        finder = finder or "novelty"
-    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, finder, backbone.family)
+        selector = selector or "novelty"
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family)
     before = count_macs(backbone, model, empty, ())
     if compute == 1:
         return _counted(empty, before, before, ())
@@ -87,22 +87,22 @@ def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | Non
 
 def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
     frames = backbone.grid(model, empty.clip_shape).frames
-    if backbone.aligned and frames > 1 and not habits_of(empty.method).aligned:
+    if backbone.aligned and frames > 1 and not spec_of(empty.method).aligned:
         raise SttmError(
             f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
-            + ", ".join(name for name in METHODS if habits_of(name).aligned)
+            + ", ".join(name for name in METHODS if spec_of(name).aligned)
         )
-    if habits_of(empty.method).whole_frames and frames == 1:
+    if spec_of(empty.method).whole_frames and frames == 1:
         raise SttmError(
             f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
-            + ", ".join(name for name in METHODS if not habits_of(name).whole_frames)
+            + ", ".join(name for name in METHODS if not spec_of(name).whole_frames)
         )
 
 
 def _check_places(
     backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
 ) -> None:
-    if habits_of(empty.method).whole_frames and (layers is not None or window is not None):
+    if spec_of(empty.method).whole_frames and (layers is not None or window is not None):
         raise SttmError(f"{empty.method} finds its own places; leave layers and window out")
     depth, frames = len(backbone.blocks(model)), backbone.grid(model, empty.clip_shape).frames
     if layers is not None and (not layers or list(layers) != sorted(set(layers) & set(range(depth)))):

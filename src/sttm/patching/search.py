@@ -10,7 +10,7 @@ from torch import nn
 
 from sttm.backbones.base import Backbone
 from sttm.errors import SttmError
-from sttm.merging import WHOLE_CLIP, habits_of
+from sttm.merging import WHOLE_CLIP, spec_of
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 
 #: A plan ends at most this far below the compute that was asked for.
@@ -36,7 +36,7 @@ class Search:
         self.layers, self.window = layers, window
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
-        self.habits = habits_of(empty.method)
+        self.spec = spec_of(empty.method)
 
     def share(self, mergers: Sequence[MergerPlan]) -> float:
         return count_macs(self.backbone, self.model, self.empty, mergers) / self.before
@@ -44,9 +44,9 @@ class Search:
     def best(self) -> tuple[MergerPlan, ...]:
         found: list[tuple[float, float, tuple[MergerPlan, ...]]] = []
         least = 1.0
-        if self.habits.whole_frames:
+        if self.spec.whole_frames:
             return self._best_frames()
-        if self.habits.everywhere and self.layers is None and (mergers := self._solve_everywhere()):
+        if self.spec.everywhere and self.layers is None and (mergers := self._solve_everywhere()):
             return mergers
         for layers in self._layers():
             least = min(least, self.share(self._at(layers, 0.0)))
@@ -54,7 +54,7 @@ class Search:
             if mergers is None:
                 continue
             gap, kept = self.compute - self.share(mergers), least_kept(mergers)
-            if gap <= TOLERANCE and kept >= self.habits.gentle:
+            if gap <= TOLERANCE and kept >= self.spec.gentle:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
         if not found:
@@ -73,7 +73,7 @@ class Search:
             yield tuple(self.layers)
             return
         last = self.depth - 1
-        for first, second in () if self.habits.early else SCHEDULES:
+        for first, second in () if self.spec.early else SCHEDULES:
             a = min(round(first * self.depth), last)
             b = min(max(round(second * self.depth), a + 1), last)
             yield (a,) if a == b else (a, b)
@@ -83,7 +83,7 @@ class Search:
         """Mergers that each leave the share `keep` of what reaches them (one slot a window at the least)."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
         for number, layer in enumerate(layers):
-            window = self.habits.windows[min(number, 1)]
+            window = self.spec.windows[min(number, 1)]
             if number == 0 and self.window is not None:
                 window = self.window
             window = frames if window == WHOLE_CLIP else window

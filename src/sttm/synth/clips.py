@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.synth.motions import CHANNELS, MOTION_CLASSES, MOTIONS, ORDERS, Tracks, Values, tracks_of, visit
 from sttm.synth.drawing import SETTINGS, Look, Rng, backdrop, draw, random_look
+from sttm.synth.motions import CHANNELS, MOTION_CLASSES, MOTIONS, ORDERS, Tracks, Values, tracks_of, visit
 
 VERSION = 1
 """Goes up whenever a clip of the same seed and index would come out otherwise."""

@@ -19,9 +19,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.synth.motions import MOTION_CLASSES
-from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, Clip, plan, render
 from sttm.errors import SttmError
+from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, Clip, plan, render
+from sttm.synth.motions import MOTION_CLASSES
 
 __all__ = [
     "CLASSES",

@@ -27,7 +27,7 @@ from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
-from sttm.patching import api as plug
+from sttm.patching import api
 from sttm.patching.plan import Plan
 
 HEAD = "classifier"  # in all families of transformers' video models
@@ -198,8 +198,8 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
     if wanted.teacher is None:
         teacher = deepcopy(plain)
         source = str(settings.model.start)
-        if plug.is_merged(teacher):
-            plug.remove(teacher)
+        if api.is_merged(teacher):
+            api.remove(teacher)
     else:
         teacher, source = models.load(wanted.teacher), wanted.teacher
     saved = json.loads((models.resolve(source) / "config.json").read_text(encoding="utf-8"))
@@ -220,19 +220,19 @@ def _merge(model: Any, settings: Settings) -> None:
     """Brings the model to its budget; mergers that it came with stay if the budget is theirs."""
     wanted = settings.merging
     compute = wanted.compute if wanted.match_frames is None else _share_of_frames(model, wanted.match_frames)
-    if plug.is_merged(model):
-        own = plug.plan_of(model)
+    if api.is_merged(model):
+        own = api.plan_of(model)
         if _is_wanted(own, wanted, compute):
             return
         compute = own.compute if compute is None else compute
-        plug.remove(model)
+        api.remove(model)
     if compute is not None and compute < 1:
-        plug.apply(
+        api.apply(
             model,
             compute,
             wanted.method,
             wanted.learned,
-            finder=wanted.finder,
+            selector=wanted.selector,
             layers=wanted.layers,
             window=wanted.window,
         )
@@ -245,7 +245,7 @@ def _is_wanted(own: Plan, wanted: MergingSettings, compute: float | None) -> boo
     windows = [m.frames_before // m.frames for m in own.mergers[:1]]
     return (
         (own.method, own.learned) == (wanted.method, wanted.learned)
-        and wanted.finder in (None, own.finder)
+        and wanted.selector in (None, own.selector)
         and wanted.layers in (None, tuple(m.layer for m in own.mergers))
         and wanted.window in (None, *windows)
     )
@@ -257,8 +257,8 @@ def _share_of_frames(model: Any, frames: int) -> float:
     _set_frames(config, frames)
     with torch.device("meta"):
         fewer = type(model)(config)
-    now = plug.plan_of(model).macs_before if plug.is_merged(model) else plug.macs(model)
-    share = plug.macs(fewer) / now
+    now = api.plan_of(model).macs_before if api.is_merged(model) else api.macs(model)
+    share = api.macs(fewer) / now
     if share >= 1:
         own = backbone_of(model).clip_shape(model)[0]
         raise SttmError(f"merging.match_frames={frames} leaves nothing to merge at model.frames={own}; give fewer")

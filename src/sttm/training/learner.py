@@ -15,9 +15,9 @@ from torch import Tensor
 from sttm.backbones import backbone_of
 from sttm.config import Settings
 from sttm.data.loader import Batch
-from sttm.patching import api as plug
-from sttm.training import recipe
+from sttm.patching import api
 from sttm.training import build as start
+from sttm.training import recipe
 from sttm.training.checkpoints import Training
 
 
@@ -34,7 +34,7 @@ class Learner:
     def __init__(self, settings: Settings, accelerator: Any, classes: Sequence[str]) -> None:
         self.settings, self.accelerator, device = settings, accelerator, accelerator.device
         model, preprocess, teacher = start.make(settings, classes)
-        self.macs, self.plan = plug.macs(model), plug.plan_of(model) if plug.is_merged(model) else None
+        self.macs, self.plan = api.macs(model), api.plan_of(model) if api.is_merged(model) else None
         model.to(device)
         self.teacher = None if teacher is None else teacher.to(device)
         if settings.model.checkpointing:

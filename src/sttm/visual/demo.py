@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.synth.videos import SynthSettings, make, video_path
 from sttm.data.video.read import read
-from sttm.visual import pictures as show
 from sttm.errors import SttmError
 from sttm.evaluation.metrics import Accuracy, in_turn, machine, quantiles
-from sttm.patching import api as plug
+from sttm.patching import api
+from sttm.synth.videos import SynthSettings, make, video_path
+from sttm.visual import pictures as show
 
 #: The seed of the videos that the bundled models were trained on.
 TRAINED_ON = 0
@@ -126,9 +126,9 @@ def _enter(plain: str, merged: str) -> Contest:
     """Load both models and see that they can be compared."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = models.load(plain).to(device), models.load(merged).to(device)
-    if plug.is_merged(networks[0]):
+    if api.is_merged(networks[0]):
         raise SttmError(f"the demo needs a plain model to compare with, and {plain} is merged; name its plain twin")
-    if not plug.is_merged(networks[1]):
+    if not api.is_merged(networks[1]):
         raise SttmError(f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one")
     prepares = [Preprocess.from_folder(models.resolve(name)) for name in (plain, merged)]
     labels = [_labels(network) for network in networks]
@@ -196,7 +196,7 @@ def _result(contest: Contest, answers_N: Tensor, seed: int) -> dict[str, Any]:
     """The figures; speeds are over full batches, as a smaller last one is slower by clip."""
     full = max(size for size, *_ in contest.batches)
     timed = [batch for batch in contest.batches if batch[0] == full]
-    macs = [plug.macs(network) for network in contest.networks]
+    macs = [api.macs(network) for network in contest.networks]
     right_MN = [torch.stack(scores).argmax(-1) == answers_N for scores in contest.scores]
     rows = []
     for number, name in enumerate(contest.names):
@@ -276,7 +276,7 @@ def _page(result: dict[str, Any], contest: Contest, folder: str, batch: int, exa
             ("Timing", f"{timed} batches of {batch}, plain and merged in turn; fp32, eager; without reading"),
             ("Speed-up", "median over the batches of plain over merged seconds; from the p10 to the p90"),
             ("Top-1", "share of the clips whose best class is right, with Wilson's 95 % interval"),
-            ("Plan", str(plug.plan_of(contest.networks[1])).splitlines()[0]),
+            ("Plan", str(api.plan_of(contest.networks[1])).splitlines()[0]),
             ("Machine", result["machine"]),
         ],
         examples=examples,
@@ -287,11 +287,11 @@ def _examples(contest: Contest, videos: Sequence[Video], answers_N: Tensor) -> I
     """A few clips: one of each way to disagree, where there is one, then others spread over the classes."""
     best_MN = [torch.stack(scores).argmax(-1) for scores in contest.scores]
     model = contest.networks[1]
-    grid = backbone_of(model).grid(model, plug.plan_of(model).clip_shape)
+    grid = backbone_of(model).grid(model, api.plan_of(model).clip_shape)
     made = contest.preprocess
     for number in _picked([best_N == answers_N for best_N in best_MN], len(contest.labels)):
         pixels_1TCHW = _pixels(made, videos[number])
-        with torch.no_grad(), plug.trace(model) as maps:
+        with torch.no_grad(), api.trace(model) as maps:
             model(pixels_1TCHW.to(contest.device))
         frames_TCHW = show.restore(pixels_1TCHW[0], made.mean, made.std, made.rescale_factor, made.offset)
         guesses = []

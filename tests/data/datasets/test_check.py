@@ -14,11 +14,11 @@ import yaml
 
 from sttm import cli
 from sttm.config.settings import DataSettings, ModelSettings
-from sttm.data.datasets.video_set import Video
-from sttm.synth.videos import encode
-from sttm.data.video.read import Sampling
 from sttm.data.datasets import check as engine
+from sttm.data.datasets.video_set import Video
+from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
+from sttm.synth.videos import encode
 
 NAMES = ("hop", "run")
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sttm.config.settings import DataSettings
 from sttm.data.datasets import shards
 from sttm.data.datasets.video_set import VideoSet, read_split
-from sttm.synth.videos import encode
 from sttm.data.video.read import Sampling, probe, read
 from sttm.errors import SttmError
+from sttm.synth.videos import encode
 
 
 @pytest.fixture(scope="module")

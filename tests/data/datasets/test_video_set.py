@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sttm.config.settings import DataSettings
-from sttm.data.datasets.video_set import VideoSet, read_split
-from sttm.data.datasets.labels import directions, read_labels
 from sttm.data.datasets.formats import LAYOUTS, read_listing
-from sttm.synth.motions import MOTION_CLASSES
-from sttm.synth.clips import SCENE_CLASSES
-from sttm.synth.videos import SynthSettings, make
+from sttm.data.datasets.labels import directions, read_labels
+from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.video.read import Sampling, read
 from sttm.errors import SttmError
+from sttm.synth.clips import SCENE_CLASSES
+from sttm.synth.motions import MOTION_CLASSES
+from sttm.synth.videos import SynthSettings, make
 
 
 def settings(**sections: Any) -> DataSettings:

@@ -19,9 +19,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.data.video import decode as decoding
+from sttm.data.video import decoders
 from sttm.data.video.read import Clip, Sampling, probe, read, sample_indices
 from sttm.errors import SttmError
+from tests.helpers import ROOT
 
 DATA = Path(os.environ.get("STTM_DATA", ROOT.parent / "shared" / "data"))
 FOLDERS = [DATA / "clips", DATA / "clips-made"]
@@ -158,14 +159,14 @@ def test_no_decoder_speaks_on_stderr():
 )
 def test_jumping_gives_the_same_frames_as_decoding_in_order(tmp_path, suffix, x264):
     path = write_video(tmp_path / f"long{suffix}", 300, options={"x264-params": f"{x264}:scenecut=0"})
-    timeline = decoding.survey(path)
+    timeline = decoders.survey(path)
     assert len(timeline.times) == 300
     truth = naive_frames(path)
     for wanted in ([0, 99, 199, 299], [150], [37, 38, 222], [299]):
-        jumped = decoding._decode_by_jumps(path, timeline, wanted)
+        jumped = decoders._decode_by_jumps(path, timeline, wanted)
         if "intra-refresh" not in x264:  # there, a key frame alone does not suffice: decoding in order is right
             assert jumped is not None
-        decoded = jumped or decoding.decode_with_pyav(path, timeline, wanted)
+        decoded = jumped or decoders.decode_with_pyav(path, timeline, wanted)
         assert sorted(decoded.frames_CHW) == wanted
         for index, frame_CHW in decoded.frames_CHW.items():
             np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), truth[index])
@@ -173,18 +174,18 @@ def test_jumping_gives_the_same_frames_as_decoding_in_order(tmp_path, suffix, x2
 
 def test_jumps_are_left_where_they_do_not_pay_or_go_astray(tmp_path):
     path = write_video(tmp_path / "long.mp4", 60, options={"x264-params": "keyint=10:scenecut=0"})
-    timeline = decoding.survey(path)
-    assert decoding._decode_by_jumps(path, timeline, [0, 1, 2]) is None
+    timeline = decoders.survey(path)
+    assert decoders._decode_by_jumps(path, timeline, [0, 1, 2]) is None
     shifted = replace(timeline, times=tuple(time + 1 for time in timeline.times))
-    assert decoding._decode_by_jumps(path, shifted, [45]) is None
-    (frame_CHW,) = decoding.decode_with_pyav(path, shifted, [45]).frames_CHW.values()
+    assert decoders._decode_by_jumps(path, shifted, [45]) is None
+    (frame_CHW,) = decoders.decode_with_pyav(path, shifted, [45]).frames_CHW.values()
     np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), naive_frames(path, {45})[45])
 
 
 def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "long.mp4", 300, options={"x264-params": "keyint=10:scenecut=0"})
     painted, decoded = [], []
-    paint, frames_in_order = decoding._Canvas.paint, decoding.frames_in_order
+    paint, frames_in_order = decoders._Canvas.paint, decoders.frames_in_order
 
     def recorded(self, frame):
         painted.append(frame.pts)
@@ -195,8 +196,8 @@ def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeyp
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decoding._Canvas, "paint", recorded)
-    monkeypatch.setattr(decoding, "frames_in_order", counted)
+    monkeypatch.setattr(decoders._Canvas, "paint", recorded)
+    monkeypatch.setattr(decoders, "frames_in_order", counted)
     (clip,) = read(path, Sampling(num_frames=4))
     assert clip.indices == (0, 99, 199, 299)
     assert len(painted) == clip.frames_decoded == 4

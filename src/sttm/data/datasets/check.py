@@ -15,11 +15,11 @@ from typing import Any, get_args
 
 from sttm import models
 from sttm.config.settings import DataSettings, ModelSettings
-from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
-from sttm.data.video.pictures import list_frames
 from sttm.data.datasets.labels import directions
+from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES
+from sttm.data.video.pictures import list_frames
 from sttm.data.video.read import Sampling, VideoInfo
 from sttm.errors import SttmError
 

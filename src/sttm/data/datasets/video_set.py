@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from sttm.config.settings import DataSettings, SplitSettings
+from sttm.data.datasets.formats import LAYOUTS, multi_label, read_listing
+from sttm.data.datasets.labels import Classes, directions, read_labels
+from sttm.data.datasets.lists import SPLITS, VIDEO_SUFFIXES, Line, Part
 from sttm.data.video import read as video
 from sttm.data.video.pictures import probe_frames, read_frames
-from sttm.data.datasets.labels import Classes, directions, read_labels
-from sttm.data.datasets.formats import LAYOUTS, multi_label, read_listing
-from sttm.data.datasets.lists import SPLITS, VIDEO_SUFFIXES, Line, Part
 from sttm.errors import SttmError
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     every = _all_classes(data, {name: chosen})
     kept, classes = _without(every, data.without)
     new_places = {place: number for number, place in enumerate(kept)}
-    finder = _Finder(chosen.root)
+    selector = _Finder(chosen.root)
     videos, missing = [], []
     for line in chosen.lines:
         place = _place(line, every, needed=name != "test")
         if place is not None and place not in new_places:
             continue
-        found = finder.find(line, None if place is None else new_places[place])
+        found = selector.find(line, None if place is None else new_places[place])
         if isinstance(found, str):
             missing.append(found)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sttm.data.video import decode as decoding
-from sttm.data.video.decode import Decoded, Source, Timeline
+from sttm.data.video import decoders
+from sttm.data.video.decoders import Decoded, Source, Timeline
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Kept:
         key = str(source)
         if key in self._videos:
             return self._videos[key]
-        timeline = decoding.survey(source)
-        with decoding.open_video(source) as (_, stream):
+        timeline = decoders.survey(source)
+        with decoders.open_video(source) as (_, stream):
             num_bytes = 3 * stream.width * stream.height * len(timeline.times)
         if num_bytes > self.free_bytes:
             self._videos[key] = None
             return None
-        whole = Whole(timeline, decoding.decode_with_pyav(source, timeline, list(range(len(timeline.times)))))
+        whole = Whole(timeline, decoders.decode_with_pyav(source, timeline, list(range(len(timeline.times)))))
         self.free_bytes -= num_bytes
         self._videos[key] = whole
         return whole

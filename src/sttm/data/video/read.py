@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sttm.data.video import decode as decoding
+from sttm.data.video import decoders
 from sttm.data.video.cache import Kept
 from sttm.errors import SttmError
 
-DECODERS = {"pyav": decoding.decode_with_pyav, "torchcodec": decoding.decode_with_torchcodec}
+DECODERS = {"pyav": decoders.decode_with_pyav, "torchcodec": decoders.decode_with_torchcodec}
 SAMPLING_MODES = ("uniform", "dense")
 
 
@@ -104,14 +104,14 @@ def probe(path: str | Path | BinaryIO, *, name: str | None = None) -> VideoInfo:
     Raises: SttmError if the file is missing, unreadable, no video, or yields no frame at all.
     """
     source = _source(path, name)
-    with decoding.open_video(source) as (container, stream):
-        frame = next(decoding.frames_in_order(container, stream), None)
+    with decoders.open_video(source) as (container, stream):
+        frame = next(decoders.frames_in_order(container, stream), None)
         if frame is None:
-            raise decoding.no_frames(source, stream)
-        quarter_turns, _ = decoding.orientation(frame)
+            raise decoders.no_frames(source, stream)
+        quarter_turns, _ = decoders.orientation(frame)
         size = (frame.width, frame.height)
         rate = stream.average_rate or stream.guessed_rate
-        seconds = decoding.duration_seconds(container, stream)
+        seconds = decoders.duration_seconds(container, stream)
         return VideoInfo(
             path=str(source),
             width=size[quarter_turns % 2],
@@ -150,7 +150,7 @@ def read(
     source = _source(path, name)
     whole = kept.get(source) if kept is not None else None
     decode = whole.decode if whole is not None else DECODERS[decoder]
-    timeline = whole.timeline if whole is not None else decoding.survey(source)
+    timeline = whole.timeline if whole is not None else decoders.survey(source)
     while True:
         picks_VT = sample_indices(timeline.times, sampling, draw)
         decoded = decode(source, timeline, sorted({i for picks_T in picks_VT for i in picks_T}))
@@ -196,10 +196,10 @@ def sample_indices(
     return [[bisect_right(times, instant) - 1 for instant in row] for row in instants_VT]
 
 
-def _source(path: str | Path | BinaryIO, name: str | None) -> decoding.Source:
+def _source(path: str | Path | BinaryIO, name: str | None) -> decoders.Source:
     """A path as it is, an open file with its name."""
     if hasattr(path, "read") and hasattr(path, "seek"):
-        return decoding.Member(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
+        return decoders.Member(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
     return path
 
 
@@ -214,8 +214,8 @@ def _is_constant_rate(times: Sequence[int]) -> bool:
 def _make_clip(
     path: str,
     picks_T: list[int],
-    decoded: decoding.Decoded,
-    timeline: decoding.Timeline,
+    decoded: decoders.Decoded,
+    timeline: decoders.Timeline,
     sampling: Sampling,
 ) -> Clip:
     num_frames, warnings = len(timeline.times), list(decoded.notes)

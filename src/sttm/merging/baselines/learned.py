@@ -1,4 +1,4 @@
-"""Rivals that learn: PatchMerger and TokenLearner, whose slots are soft averages of the tokens.
+"""Baselines that learn: PatchMerger and TokenLearner, whose slots are soft averages of the tokens.
 
 Legend: B clips, F windows, L tokens in a window, M slots in a window, C width, H hidden width, P prefix tokens;
 3 = (t, y, x).
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from sttm.merging.baselines.simple import Baseline, Reduced
 from sttm.merging.merger import standardised
 from sttm.merging.selectors import own_linear
-from sttm.merging.baselines.simple import Reduced, Rival
 
 
 def softly(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, score_BFLM: Tensor) -> Reduced:
@@ -25,7 +25,7 @@ def softly(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, score_BFLM: 
     return Reduced(weight_BFML.to(x_BFLC.dtype) @ x_BFLC, size_BFM, position_BFM3, weight_BFML=weight_BFML)
 
 
-class PatchMerger(Rival):
+class PatchMerger(Baseline):
     """M learned queries, each of which pools the tokens of a window: softmax(W x^T) x.
 
     Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", 2022. As in the paper: the formula, and
@@ -37,7 +37,7 @@ class PatchMerger(Rival):
     needs_training = True
 
     def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)  # options: those of every Rival
+        super().__init__(dim, frames, tokens, **options)  # options: those of every Baseline
         self.query = nn.Linear(dim, tokens, bias=False)
         nn.init.normal_(self.query.weight, std=dim**-0.5)
 
@@ -49,7 +49,7 @@ class PatchMerger(Rival):
         return frames * tokens * self.tokens * (2 * self.dim + 3)
 
 
-class TokenLearner(Rival):
+class TokenLearner(Baseline):
     """M attention maps over the tokens of each frame from a small perceptron, one pooled token a map.
 
     Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?", NeurIPS 2021, in the form
@@ -64,7 +64,7 @@ class TokenLearner(Rival):
     HIDDEN: ClassVar[int] = 64
 
     def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)  # options: those of every Rival
+        super().__init__(dim, frames, tokens, **options)  # options: those of every Baseline
         self.hidden = nn.Linear(dim, self.HIDDEN)
         self.maps = nn.Linear(self.HIDDEN, tokens, bias=False)
 

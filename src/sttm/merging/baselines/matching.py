@@ -1,4 +1,4 @@
-"""Rivals that look at the tokens first: ToMe, DPC-KNN, EViT and STA.
+"""Baselines that look at the tokens first: ToMe, DPC-KNN, EViT and STA.
 
 Their papers match tokens by the keys of a block, and weigh them by its attention. Blocks run fused attention and hand
 out neither, so all four work on what stands before a block: the tokens themselves, each standardised over its channels.
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sttm.merging.baselines.simple import Baseline, Reduced, averaged, kept
 from sttm.merging.merger import standardised
 from sttm.merging.selectors import take
-from sttm.merging.baselines.simple import Reduced, Rival, averaged, kept
 
 # Neighbours that the density of a token is measured by (as TCFormer has it).
 NEIGHBOURS = 5
 
 
-class ToMe(Rival):
+class ToMe(Baseline):
     """Bipartite soft matching: every second token may join the most similar of the others, the likeliest pairs do.
 
     Source: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023. As in the paper: alternating halves, cosine
@@ -80,7 +80,7 @@ def _interleave(even_BFA: Tensor, odd_BFD: Tensor) -> Tensor:
     return whole_BFL
 
 
-class DensityPeaks(Rival):
+class DensityPeaks(Baseline):
     """Clusters around tokens that lie densely and far from any denser one (DPC-KNN); every token joins its nearest.
 
     Source: Du, Ding, Jia, "Study on density peaks clustering based on k-nearest neighbors and principal component
@@ -119,7 +119,7 @@ class DensityPeaks(Rival):
         return (frames * tokens) ** 2 // self.windows * self.dim
 
 
-class EViT(Rival):
+class EViT(Baseline):
     """Keeps the tokens that the class token attends to most, and fuses all others into one by their attention.
 
     Source: Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
@@ -152,7 +152,7 @@ class EViT(Rival):
         return frames * tokens * (2 * self.dim + 3)
 
 
-class STA(Rival):
+class STA(Baseline):
     """Drops from frame to frame what has been seen before and is active least.
 
     Each kept token of a frame passes its score on to the tokens of the next by similarity (a softmax over them); what

@@ -1,4 +1,4 @@
-"""Rivals of the merger behind the same call: what they share, and the plain ones, which look at no token.
+"""Baselines of the merger behind the same call: what they share, and the plain ones, which look at no token.
 
 `matching.py` has those that look at the tokens first, `queries.py` those that are learned. All are written from their
 papers; where one differs from its paper, its docstring says how and why. In every one a token's weight in attention
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from sttm.errors import SttmError
 from sttm.merging.merger import autocast_device
-from sttm.merging.selectors import StrideFinder, regular_picks, stride_order, take
+from sttm.merging.selectors import StrideSelector, regular_picks, stride_order, take
 from sttm.merging.tokens import MergeMap, Tokens
 
 
 @dataclass
 class Reduced:
-    """What a rival leaves of each window, and who went where: given outright, as soft weights, or as the tokens kept.
+    """What a baseline leaves of each window, and who went where: given, as soft weights, or as the tokens kept.
 
     Attributes:
         x_BFMC, size_BFM, position_BFM3: the slots.
@@ -49,14 +49,14 @@ class Reduced:
             return self.slot_BFL
         if self.weight_BFML is not None:
             return self.weight_BFML.argmax(-2)
-        assert self.meta_BFM is not None, "a rival says nothing of who went where"
+        assert self.meta_BFM is not None, "a baseline says nothing of who went where"
         B, F, M = self.meta_BFM.shape
         number_BFM = torch.arange(M, device=self.meta_BFM.device).expand(B, F, M)
         nowhere_BFL = torch.full((B, F, length), self.rest, device=self.meta_BFM.device)
         return nowhere_BFL.scatter(-1, self.meta_BFM, number_BFM)
 
 
-class Rival(nn.Module, ABC):
+class Baseline(nn.Module, ABC):
     """A way to leave `frames` x `tokens` slots of a clip, made and called as `TokenMerger` is.
 
     Args:
@@ -65,7 +65,7 @@ class Rival(nn.Module, ABC):
         tokens: slots in each frame out, M.
         frames_in: frames in, T (default: `frames`).
         learned: whether it will be trained; a method with parameters has to be, for the others it changes nothing.
-        finder: None (for "random" also "stride").
+        selector: None (for "random" also "stride").
 
     Raises:
         SttmError: for sizes that no grid of tokens can have, or a method that has to be trained and is not to be.
@@ -73,7 +73,7 @@ class Rival(nn.Module, ABC):
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
-    finders: ClassVar[tuple[str, ...]] = ()
+    selectors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class Rival(nn.Module, ABC):
         *,
         frames_in: int | None = None,
         learned: bool = False,
-        finder: str | None = None,
+        selector: str | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.frames, self.tokens, self.learned, self.finder_name = dim, frames, tokens, learned, finder
+        self.dim, self.frames, self.tokens, self.learned, self.selector_name = dim, frames, tokens, learned, selector
         self.frames_in = frames if frames_in is None else frames_in
         for size, value in dict(dim=dim, frames=frames, tokens=tokens).items():
             if value < 1:
@@ -95,8 +95,8 @@ class Rival(nn.Module, ABC):
             raise SttmError(
                 f"{self.frames_in} frames do not divide into {frames} windows; choose frames from its divisors"
             )
-        if finder is not None and finder not in self.finders:
-            raise SttmError(f"{self.name} looks for no meta tokens by finder={finder!r}; leave finder out")
+        if selector is not None and selector not in self.selectors:
+            raise SttmError(f"{self.name} looks for no meta tokens by selector={selector!r}; leave selector out")
         if self.needs_training and not learned:
             raise SttmError(f"{self.name} has to be trained; give learned=True, or choose a method without parameters")
 
@@ -187,27 +187,27 @@ def averaged(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, slot_BFL: 
     return Reduced(mean(x_BFLC), mass_R1.view(B, F, count), mean(position_BFL3), slot_BFL=slot_BFL)
 
 
-class RandomDrop(Rival):
+class RandomDrop(Baseline):
     """Keeps tokens at random while training, and on a regular stride in testing, so that an answer does not vary.
 
-    Every window keeps the same number. With finder="stride" they are kept on the stride in training too: so on a
+    Every window keeps the same number. With selector="stride" they are kept on the stride in training too: so on a
     backbone that attends over time at each place, where all windows have to keep the same places.
 
     Source: the baseline of all token reduction; Patch Dropout (Liu et al., WACV 2023) trains with it.
     """
 
     name = "random"
-    finders = ("stride",)
+    selectors = ("stride",)
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        if self.training and self.finder_name is None:
+        if self.training and self.selector_name is None:
             meta_BFM = torch.rand(size_BFL.shape, device=x_BFLC.device).topk(self.tokens).indices
         else:
-            meta_BFM = StrideFinder().pick(x_BFLC, position_BFL3, self.tokens)
+            meta_BFM = StrideSelector().pick(x_BFLC, position_BFL3, self.tokens)
         return kept(x_BFLC, position_BFL3, meta_BFM.sort(-1).values)
 
 
-class FrameDrop(Rival):
+class FrameDrop(Baseline):
     """Keeps whole frames at a regular stride: uniform frame subsampling, of any number of the frames there are."""
 
     name = "frames"
@@ -228,7 +228,7 @@ class FrameDrop(Rival):
         return kept(x_BFLC, position_BFL3, meta_M.expand(x_BFLC.shape[0], 1, -1))
 
 
-class AveragePool(Rival):
+class AveragePool(Baseline):
     """Averages each run of neighbours in time, then in space: spatio-temporal average pooling to any number of slots.
 
     The tokens of a window are put in order along a Z-order curve over the frame, those of one place in all its frames
