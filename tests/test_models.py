@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 import sttm
-from sttm import models
+from sttm.patching.saving import PLAN_FILE
 
 
 def small() -> Any:
@@ -36,18 +36,13 @@ def test_plain_models_are_saved_and_loaded_too(tmp_path: Path) -> None:
     model, pixels = small(), torch.randn(1, 4, 3, 32, 32)
     loaded = sttm.load(sttm.save(model, tmp_path / "plain"))
     assert torch.equal(loaded(pixels).logits, model(pixels).logits)
-    assert not (tmp_path / "plain" / models.PLAN_FILE).exists()
+    assert not (tmp_path / "plain" / PLAN_FILE).exists()
     # Saved over a merged model, a plain one is plain.
     sttm.apply(model, compute=0.7)
     sttm.save(model, tmp_path / "plain")
     sttm.remove(model)
     sttm.save(model, tmp_path / "plain")
     assert torch.equal(sttm.load(tmp_path / "plain")(pixels).logits, model(pixels).logits)
-
-
-def test_transformers_can_read_what_was_saved_merged(saved: Path) -> None:
-    backbone: Any = VideoMAEForVideoClassification.from_pretrained(saved)
-    assert torch.equal(backbone.classifier.weight, sttm.load(saved).classifier.weight)
 
 
 def test_nothing_is_printed(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +81,11 @@ def test_damaged_files_say_so(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "cannot load" in refused(saved)
     (saved / "model.safetensors").write_bytes(whole)
-    plan = json.loads((saved / models.PLAN_FILE).read_text())
+    plan = json.loads((saved / PLAN_FILE).read_text())
     for broken in ("{", "[]", json.dumps(plan | {"surprise": 1}), json.dumps(plan | {"mergers": [{"layer": 1}]})):
-        (saved / models.PLAN_FILE).write_text(broken)
-        assert models.PLAN_FILE in refused(saved)
-    (saved / models.PLAN_FILE).write_text(json.dumps(plan))
+        (saved / PLAN_FILE).write_text(broken)
+        assert PLAN_FILE in refused(saved)
+    (saved / PLAN_FILE).write_text(json.dumps(plan))
     (saved / "config.json").write_text("{nonsense")
     assert "cannot load" in refused(saved)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sttm.auto_classes import register_when_imported
+
 if TYPE_CHECKING:
     from sttm.errors import SttmError
     from sttm.merging.merger import TokenMerger
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]
 
+register_when_imported()
+
 # Where each public name lives. They are imported when first used: `sttm --help` must not wait for torch.
-_HOMES = {
+_MODULES = {
     "Plan": "patching.plan",
     "SttmError": "errors",
     "TokenMerger": "merging.merger",
@@ -33,11 +37,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sttm' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"sttm.{_HOMES[name]}"), name)
+    return getattr(import_module(f"sttm.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,14 +1,12 @@
 """From a name, a folder or a hub id to a model ready to run; saving and loading merged models.
 
-A saved model is a transformers folder (config.json, model.safetensors) plus `sttm.json`, which says where its mergers
-are; their weights lie among the model's own. Nothing that is loaded can execute code: weights are safetensors only.
+`sttm.patching.saving` says what a folder of a merged model holds. Nothing that is loaded can execute code: weights are
+safetensors only.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from sttm.data.transforms.preprocess import Preprocess
     from sttm.patching.plan import Plan
 
-PLAN_FILE = "sttm.json"
 _BUNDLE = Path(__file__).parent / "bundled"
 #: The small models that come with the package, trained on made videos (kind: motion).
 BUNDLED = {
@@ -33,7 +30,7 @@ DEFAULT = "sttm-motion"
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a model: one of `BUNDLED`, a folder, or a hub id (downloaded once, then from the cache).
+    """Return the local folder of a model: one of `BUNDLED`, a folder, or a hub id (downloaded once, then cached).
 
     Raises:
         SttmError: if there is no such model, or its folder lacks what a model needs.
@@ -46,7 +43,7 @@ def resolve(name: str | Path) -> Path:
 
 
 def load(name: str | Path = DEFAULT) -> Any:
-    """Loads a video classification model in eval mode, merged if it was saved merged.
+    """Load a video classification model in eval mode, merged if it was saved merged.
 
     Args:
         name: one of the bundled models, a folder, or a hub id.
@@ -65,6 +62,8 @@ def load(name: str | Path = DEFAULT) -> Any:
             model, info = AutoModelForVideoClassification.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
+        except SttmError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             raise SttmError(f"cannot load a model from {name}: {_first_sentence(error)}") from error
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
@@ -74,8 +73,6 @@ def load(name: str | Path = DEFAULT) -> Any:
             "use a checkpoint that was fine-tuned for classification"
         )
     backbone_of(model)
-    if (folder / PLAN_FILE).exists():
-        install_saved(model, folder)
     return model.eval()
 
 
@@ -110,15 +107,16 @@ def bring_to_compute(model: nn.Module, compute: float | None, method: str = "stt
 
 
 def install_saved(model: nn.Module, folder: Path) -> None:
-    """Puts the mergers of a saved model, with their weights, into its plain self."""
+    """Put the mergers of a saved model, with their weights, into the plain model."""
     from sttm.patching import api
+    from sttm.patching.saving import PLAN_FILE, read_plan
 
-    api.install(model, _read_plan(folder / PLAN_FILE))
+    api.install(model, read_plan(folder / PLAN_FILE))
     _load_mergers(model, folder)
 
 
 def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
-    """Saves a model, merged or plain, so that `load` gives it back exactly.
+    """Save a model, merged or plain, so that `load` gives it back exactly.
 
     Args:
         weights: a state dict to save instead of the model's own, say an average, or one gathered from its shards.
@@ -127,16 +125,14 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
         SttmError: if the folder cannot be written.
     """
     from sttm.patching import api
+    from sttm.patching.saving import PLAN_FILE
 
-    folder = Path(folder)
+    folder, model = Path(folder), api.unwrap(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
-            # Names as they are: the older names that some families are published under have no place for a merger.
             model.save_pretrained(folder, state_dict=weights, save_original_format=False)
-        if api.is_merged(model):
-            (folder / PLAN_FILE).write_text(json.dumps(asdict(api.plan_of(model)), indent=2) + "\n")
-        else:
+        if not api.is_merged(model):
             (folder / PLAN_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise SttmError(f"cannot save a model to {folder}: {error.strerror or error}; choose another folder") from error
@@ -144,7 +140,7 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
 
 
 def _check_folder(folder: Path) -> None:
-    """One sentence for each way in which a folder is not a model."""
+    """Raise SttmError, one sentence for each way in which a folder is not a model."""
     if not (folder / "config.json").is_file():
         raise SttmError(f"{folder} is not a model folder: it has no config.json; give a folder that transformers saved")
     if any(folder.glob("*.safetensors")):
@@ -159,7 +155,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _download(name: str) -> Path:
-    """The local copy of a hub model: safetensors and json only."""
+    """Return the local copy of a hub model: safetensors and json only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -173,18 +169,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SttmError(missing) from error
-
-
-def _read_plan(path: Path) -> Plan:
-    from sttm.patching.plan import MergerPlan, Plan
-
-    try:
-        fields = json.loads(path.read_text())
-        fields["mergers"] = tuple(MergerPlan(**merger) for merger in fields["mergers"])
-        fields["clip_shape"] = tuple(fields["clip_shape"])
-        return Plan(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SttmError(f"{path} does not say where the mergers are ({error}); save the model again") from error
 
 
 def _load_mergers(model: nn.Module, folder: Path) -> None:
@@ -203,7 +187,7 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers from reporting the mergers' weights as unexpected, and from drawing progress bars."""
+    """Keep transformers from reporting the mergers' weights as unexpected, and from drawing progress bars."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -23,7 +23,7 @@ from sttm.merging.tokens import Tokens
 from sttm.patching.api import install, plan_of
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.visual.pictures import slots
-from tests.patching.test_families import FAMILIES, logits, pixels
+from tests.helpers import FAMILIES, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {"patchmerger", "tokenlearner"}

@@ -11,16 +11,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    TimesformerConfig,
-    TimesformerForVideoClassification,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    VivitConfig,
-    VivitForVideoClassification,
-    VJEPA2Config,
-    VJEPA2ForVideoClassification,
-)
 
 import sttm
 from sttm.backbones import backbone_of
@@ -30,55 +20,14 @@ from sttm.evaluation.predict import find_videos, predict
 from sttm.patching.api import install
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.synth.videos import encode, render
+from tests.helpers import CLIP, FAMILIES, lively, logits, pixels, stir, vjepa2
 
-SMALL: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
-CLIP = (8, 3, 32, 32)
-
-
-def videomae() -> Any:
-    config = VideoMAEConfig(**SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96)
-    return VideoMAEForVideoClassification(config)
-
-
-def vivit() -> Any:
-    config = VivitConfig(**SMALL, image_size=32, tubelet_size=[2, 8, 8], num_frames=8, intermediate_size=96)
-    return VivitForVideoClassification(config)
-
-
-def timesformer(attention: str) -> Any:
-    return TimesformerForVideoClassification(
-        TimesformerConfig(
-            **SMALL, image_size=32, patch_size=8, num_frames=8, intermediate_size=96, attention_type=attention
-        )
-    )
-
-
-def vjepa2() -> Any:
-    config = VJEPA2Config(**SMALL, crop_size=32, patch_size=8, frames_per_clip=8, num_pooler_layers=1)
-    config.pred_num_hidden_layers, config.pred_hidden_size, config.pred_num_attention_heads = 1, 48, 4
-    return VJEPA2ForVideoClassification(config)
-
-
-FAMILIES = {
-    "videomae": videomae,
-    "vivit": vivit,
-    "timesformer-divided": lambda: timesformer("divided_space_time"),
-    "timesformer-joint": lambda: timesformer("joint_space_time"),
-    "timesformer-space": lambda: timesformer("space_only"),
-    "vjepa2": vjepa2,
-}
 MODES = {"as-is": False, "learned": True}
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Any:
-    torch.manual_seed(0)
-    model = FAMILIES[request.param]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Livelier than a fresh initialisation (zero tables, tiny weights), so that a wrong token shows.
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return lively(request.param)
 
 
 @pytest.fixture(params=MODES)
@@ -86,26 +35,8 @@ def learned(request: pytest.FixtureRequest) -> bool:
     return MODES[request.param]
 
 
-def pixels(clips: int = 2, seed: int = 1) -> torch.Tensor:
-    return torch.randn(clips, *CLIP, generator=torch.Generator().manual_seed(seed))
-
-
-def stir(model: Any) -> None:
-    """Moves the mergers off their start, where fusion and motion add nothing."""
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".merger." in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-
-
-def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(clips).logits
-
-
 def snapshot(model: Any) -> tuple[object, ...]:
-    """Everything that a touch could change: types, tensors, hooks, instance attributes and settings."""
+    """Everything that an edit could change: types, tensors, hooks, instance attributes and settings."""
     modules = tuple(
         (name, type(module), tuple(module._forward_pre_hooks), tuple(module._forward_hooks), frozenset(vars(module)))
         for name, module in model.named_modules()
@@ -347,13 +278,13 @@ def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monk
     for shape in ((8, 3, 31, 32), (8, 3, 32), "a clip", 7, (8, 3, 32.0, 32)):
         with pytest.raises(sttm.SttmError, match="clip_shape"):
             sttm.apply(model, clip_shape=shape, learned=learned)
-    # And one that breaks half way through the touching.
-    from sttm.patching.edits import Patch
+    # And one that breaks half way through the edits.
+    from sttm.patching.edits import Edits
 
     def fail(*_: object) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(Patch, "add_module", fail)
+    monkeypatch.setattr(Edits, "add_module", fail)
     with pytest.raises(RuntimeError, match="no more"):
         sttm.apply(model, compute=0.6, learned=learned)
     assert snapshot(model) == state

@@ -15,12 +15,12 @@ FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2()]
 
 
 def register(backbone: Backbone) -> None:
-    """Adds a family of one's own; it is asked before those that are there."""
+    """Add a family of one's own; it is asked before those that are there."""
     FAMILIES.insert(0, backbone)
 
 
 def backbone_of(model: Any) -> Backbone:
-    """The family of a model.
+    """Return the family of a model.
 
     Raises:
         SttmError: if no family knows the class of the model, or not with these settings.

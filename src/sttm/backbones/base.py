@@ -1,4 +1,6 @@
-"""What sttm has to know of a family of video transformers, and the state that a merged forward carries along.
+"""What sttm has to know of a family of video transformers.
+
+A family describes its modules; it edits none. `sttm.patching` does all edits from that description.
 
 Legend: B clips, P prefix tokens, T token frames, H x W token grid, S = H*W tokens in a frame, F frames and M slots in a
 frame after a merger, N = P + T*S tokens, C width.
@@ -8,14 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sttm.errors import SttmError
-from sttm.merging.tokens import MergeMap, Tokens
-from sttm.patching.edits import Patch
+from sttm.merging.tokens import Tokens
 
 # One clip of pixels: frames, channels, height, width.
 ClipShape = tuple[int, int, int, int]
@@ -39,48 +40,63 @@ class Grid:
         return self.height * self.width
 
 
-class Ledger:
-    """Sizes and positions after each merger of the forward that runs now; one ledger a model.
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """What the hidden states stand for after a merger: the size and position of each slot, after P prefix tokens.
 
-    Every merger writes its own page and reads the one before, so that a block that runs twice (gradient
-    checkpointing) finds what it found the first time.
+    Attributes:
+        size_BFM: how many tokens of the first grid each slot stands for.
+        position_BFM3: where it is, (t, y, x), each axis in [-1, 1].
+        log_size_BN: log sizes in the order of the hidden states, prefix tokens counting one each; None where slots
+            count alike.
+        prefix: P.
     """
-
-    def __init__(self, mergers: int) -> None:
-        self.pages: list[Page | None] = [None] * mergers
-        self.maps: list[MergeMap] | None = None
-
-    def write(self, index: int, page: Page, merge_map: MergeMap | None) -> None:
-        self.pages[index] = page
-        if self.maps is not None and merge_map is not None:
-            self.maps.append(merge_map)
-
-    def read(self, index: int) -> Page:
-        page = self.pages[index]
-        assert page is not None, "a block ran before the merger in front of it"
-        return page
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
-        # The pages belong to the last forward of the original (and may hang on its graph): a copy starts empty.
-        return Ledger(len(self.pages))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"pages": [None] * len(self.pages), "maps": None}
-
-
-@dataclass
-class Page:
-    """After one merger: the size of each slot, where it is, and how many prefix tokens stand before the grid."""
 
     size_BFM: Tensor
     position_BFM3: Tensor
+    log_size_BN: Tensor | None
     prefix: int
 
-    def log_size(self, time_minor: bool) -> Tensor:
-        """Log sizes in the order of the hidden states, prefix tokens counting one each: [B, P + F*M]."""
-        size_BFM = self.size_BFM.transpose(1, 2) if time_minor else self.size_BFM
-        log_size_BN = size_BFM.flatten(1).log()
-        return nn.functional.pad(log_size_BN, (self.prefix, 0))
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention module whose keys are the tokens, and how the sizes of its keys reach its scores.
+
+    Attributes:
+        module: looks its attention function up in transformers' interface by `module.config`.
+        dropout: or, where attention is written out, the dropout that the probabilities go through.
+        over: which tokens a query sees: all of the clip, those of its frame, or those of its place in every frame.
+    """
+
+    module: nn.Module
+    dropout: nn.Module | None = None
+    over: Literal["clip", "frame", "place"] = "clip"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that attends over the tokens.
+
+    Attributes:
+        module: the layer.
+        attention: its attention modules.
+        keyword: the keyword argument of the layer that it hands on to its attention, by which the slots travel (so that
+            gradient checkpointing captures them); None where it hands on nothing, and its forward is wrapped.
+        position: the place of that argument where it is passed by position.
+    """
+
+    module: nn.Module
+    attention: tuple[Attention, ...]
+    keyword: str | None = "sttm_slots"
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A head that reads the tokens itself: the module that gets their mean, or the first of them."""
+
+    module: nn.Module
+    reads: Literal["mean", "first"]
 
 
 class Backbone(ABC):
@@ -100,84 +116,97 @@ class Backbone(ABC):
 
     @abstractmethod
     def blocks(self, model: Any) -> Any:
-        """The transformer blocks, in order: an nn.ModuleList."""
+        """Return the transformer blocks, in order: an nn.ModuleList."""
 
     @abstractmethod
     def clip_shape(self, model: Any) -> ClipShape:
-        """Pixels of one clip that the model is configured for."""
+        """Return the pixels of one clip that the model is configured for."""
 
     @abstractmethod
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
-        """Token grid of such a clip."""
+        """Return the token grid of such a clip.
+
+        Raises:
+            SttmError: for a clip that the model does not take.
+        """
 
     @abstractmethod
     def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
-        """Multiply-adds of one clip outside the blocks, the head seeing frames x tokens at the end."""
+        """Return the multiply-adds of one clip outside the blocks, the head seeing frames x tokens at the end."""
 
     @abstractmethod
     def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        """Multiply-adds of one block, of one sequence, at frames x tokens."""
+        """Return the multiply-adds of one block, of one sequence, at frames x tokens."""
+
+    @abstractmethod
+    def layer(self, block: Any) -> Layer:
+        """Return the attention modules of a block, and how the slots reach them."""
+
+    def base(self, model: Any) -> Any:
+        """Return the model without its head; a call of it is a forward by itself."""
+        return getattr(model, "base_model", model)
+
+    def head_layers(self, model: Any) -> list[Layer]:
+        """Return the layers behind the blocks that attend over the tokens too."""
+        return []
+
+    def pooling(self, model: Any) -> Pooling | None:
+        """Return how the head reads the tokens itself; None where it reads a prefix token or attends."""
+        return None
 
     def width(self, model: Any) -> int:
         return int(model.config.hidden_size)
 
     def check(self, model: Any) -> None:
-        """Raises SttmError for a setting of the family that cannot be merged."""
+        """Raise SttmError for a setting of the family that cannot be merged."""
 
-    def split(self, hidden_BNC: Tensor, frames: int, prefix: int) -> tuple[Tensor, Tensor | None]:
-        """Hidden states to grid and prefix: [B, P + T*S, C] -> [B T S C], [B P C]."""
-        B, N, C = hidden_BNC.shape
+    def block_settings(self, model: Any, frames: int, tokens: int) -> dict[str, Any]:
+        """Return the settings that a block behind a merger has to read from its config instead of the model's."""
+        return {}
+
+    def rotary(self, hidden_BNC: Tensor, slots: Slots, grid: Grid) -> tuple[Tensor, ...] | None:
+        """Return the positions that stand in for `attention.get_position_ids`; None in a family without rotary ones."""
+        return None
+
+    def split(self, hidden_BNC: Tensor, frames: int, tokens: int, prefix: int) -> tuple[Tensor, Tensor | None]:
+        """Return the grid and the prefix of hidden states: [B, P + T*S, C] -> [B T S C], [B P C]."""
         x_BNC = hidden_BNC[:, prefix:]
         if self.time_minor:
-            x_BTSC = x_BNC.reshape(B, (N - prefix) // frames, frames, C).transpose(1, 2)
+            x_BTSC = x_BNC.unflatten(1, (tokens, frames)).transpose(1, 2)
         else:
-            x_BTSC = x_BNC.reshape(B, frames, (N - prefix) // frames, C)
+            x_BTSC = x_BNC.unflatten(1, (frames, tokens))
         return x_BTSC, hidden_BNC[:, :prefix] if prefix else None
 
-    def join(self, tokens: Tokens) -> Tensor:
-        """The inverse of `split`: [B F M C], [B P C] -> [B, P + F*M, C]."""
-        x_BTSC = tokens.x_BTSC.transpose(1, 2) if self.time_minor else tokens.x_BTSC
-        x_BNC = x_BTSC.flatten(1, 2)
-        return x_BNC if tokens.prefix_BPC is None else torch.cat((tokens.prefix_BPC, x_BNC), dim=1)
+    def join(self, x_BFMC: Tensor, prefix_BPC: Tensor | None = None) -> Tensor:
+        """Return the inverse of `split`: [B F M C], [B P C] -> [B, P + F*M, C]."""
+        x_BNC = (x_BFMC.transpose(1, 2) if self.time_minor else x_BFMC).flatten(1, 2)
+        return x_BNC if prefix_BPC is None else torch.cat((prefix_BPC, x_BNC), dim=1)
 
-    def fit_blocks(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
-        """Whatever the blocks after a merger need to run on its slots at all (learned or not)."""
-
-    @abstractmethod
-    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
-        """Attention and pooling in which a slot counts as many times as the tokens it stands for."""
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A merger's place: before which block, its number, and the grid that it leaves."""
-
-    block: int
-    index: int
-    frames: int
-    tokens: int
-
-
-def seat_of(block: int, seats: list[Seat]) -> Seat | None:
-    """The last merger in front of a block."""
-    return next((seat for seat in reversed(seats) if seat.block <= block), None)
+    def slots(self, tokens: Tokens, prefix: int, sized: bool) -> Slots:
+        """Return what the tokens that a merger left stand for."""
+        log_size_BN = None
+        if sized:
+            size_BFM = tokens.size_BTS.transpose(1, 2) if self.time_minor else tokens.size_BTS
+            # A prefix token counts one: its log size is 0.
+            log_size_BN = nn.functional.pad(size_BFM.flatten(1).log(), (prefix, 0))
+        return Slots(tokens.size_BTS, tokens.position_BTS3, log_size_BN, prefix)
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """(height, width) of a setting that may be one number."""
+    """Return (height, width) of a setting that may be one number."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def fixed_clip(family: str, wanted: ClipShape, given: ClipShape) -> None:
-    """Raises SttmError unless the clip is the one a family with a fixed position table takes."""
-    if wanted != given:
+def check_clip(family: str, wanted: ClipShape, given: ClipShape, tubelet: int) -> None:
+    """Raise SttmError unless a clip has the picture size and the token frames of a family with learnt positions."""
+    if wanted[1:] != given[1:] or wanted[0] // tubelet != given[0] // tubelet:
         raise SttmError(
-            f"this {family} model takes clips of {wanted} (frames, channels, height, width) and got "
-            f"clip_shape={given}; leave clip_shape out, or load the model with a config for that shape"
+            f"this {family} model takes clips of {wanted} (frames, channels, height, width) and got {given}; "
+            "give clips of that shape, or load the model with a config for yours"
         )
 
 
 def transformer_macs(tokens: int, width: int, inner: int, keys: int | None = None) -> int:
-    """Multiply-adds of a pre-norm block: q, k, v, output projection, scores and values, and the two-layer MLP."""
+    """Return the multiply-adds of a pre-norm block: q, k, v, output projection, attention, and the two-layer MLP."""
     keys = tokens if keys is None else keys
     return 4 * tokens * width**2 + 2 * tokens * keys * width + 2 * tokens * width * inner

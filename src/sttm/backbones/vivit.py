@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, fixed_clip, pair, seat_of, transformer_macs
-from sttm.patching.edits import Patch
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip, pair, transformer_macs
 
 
 class ViViT(Backbone):
@@ -14,14 +13,14 @@ class ViViT(Backbone):
     classes = ("VivitForVideoClassification", "VivitModel")
 
     def blocks(self, model: Any) -> Any:
-        return _base(model).layers
+        return self.base(model).layers
 
     def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
         return config.num_frames, config.num_channels, *pair(config.image_size)
 
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
-        fixed_clip(self.family, self.clip_shape(model), clip_shape)
+        check_clip(self.family, self.clip_shape(model), clip_shape, model.config.tubelet_size[0])
         frames, _, height, width = clip_shape
         tube_frames, tube_height, tube_width = model.config.tubelet_size
         return Grid(frames // tube_frames, height // tube_height, width // tube_width, prefix=1)
@@ -30,7 +29,7 @@ class ViViT(Backbone):
         config, grid = model.config, self.grid(model, clip_shape)
         tube_frames, tube_height, tube_width = config.tubelet_size
         voxels = config.num_channels * tube_frames * tube_height * tube_width
-        pooler = config.hidden_size * config.pooler_output_size if _base(model).pooler is not None else 0
+        pooler = config.hidden_size * config.pooler_output_size if self.base(model).pooler is not None else 0
         head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
         return grid.frames * grid.tokens * voxels * config.hidden_size + pooler + head
 
@@ -38,15 +37,5 @@ class ViViT(Backbone):
         config = model.config
         return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
-    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
-        keyed = []
-        for number, block in enumerate(self.blocks(model)):
-            if seat := seat_of(number, seats):
-                keyed.append((block.attention, seat.index))
-        from sttm.patching.attention import weigh_keys
-
-        weigh_keys(patch, model, keyed, ledger)
-
-
-def _base(model: Any) -> Any:
-    return getattr(model, "vivit", model)
+    def layer(self, block: Any) -> Layer:
+        return Layer(block, (Attention(block.attention),))

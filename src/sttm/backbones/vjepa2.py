@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.backbones.base import Backbone, ClipShape, Grid, Ledger, Seat, seat_of, transformer_macs
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, Slots, transformer_macs
 from sttm.errors import SttmError
-from sttm.patching.edits import Patch
 
 
 class VJEPA2(Backbone):
@@ -18,7 +17,7 @@ class VJEPA2(Backbone):
     classes = ("VJEPA2ForVideoClassification",)
 
     def blocks(self, model: Any) -> Any:
-        return _base(model).encoder.layer
+        return self.base(model).encoder.layer
 
     def clip_shape(self, model: Any) -> ClipShape:
         config = model.config
@@ -28,11 +27,15 @@ class VJEPA2(Backbone):
         config = model.config
         frames, *pixels = clip_shape
         # Rotary positions know no length, so any number of frames goes; but a row is as long as the config says.
-        if tuple(pixels) != self.clip_shape(model)[1:] or frames < 1 or frames % config.tubelet_size:
-            wanted = f"(a multiple of {config.tubelet_size}, {', '.join(map(str, self.clip_shape(model)[1:]))})"
-            raise SttmError(f"this V-JEPA 2 model takes clips of {wanted} and got clip_shape={clip_shape}; change it")
+        if tuple(pixels) != self.clip_shape(model)[1:] or frames < 1:
+            wanted = f"(any frames, {', '.join(map(str, self.clip_shape(model)[1:]))})"
+            raise SttmError(
+                f"this V-JEPA 2 model takes clips of {wanted} (frames, channels, height, width) and got {clip_shape}; "
+                "give clips of that shape"
+            )
         side = config.crop_size // config.patch_size
-        return Grid(frames // config.tubelet_size, side, side, prefix=0)
+        # Frames that fill no tubelet are left out; fewer than one tubelet are repeated to one.
+        return Grid(max(1, frames // config.tubelet_size), side, side, prefix=0)
 
     def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         config, grid = model.config, self.grid(model, clip_shape)
@@ -49,43 +52,26 @@ class VJEPA2(Backbone):
         width = model.config.hidden_size
         return transformer_macs(frames * tokens, width, int(width * model.config.mlp_ratio))
 
-    def fit_blocks(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger, grid: Grid) -> None:
-        for number, block in enumerate(self.blocks(model)):
-            if seat := seat_of(number, seats):
-                patch.set_attribute(block.attention, "get_position_ids", RotaryPositions(ledger, seat.index, grid))
+    def layer(self, block: Any) -> Layer:
+        # Of all that a block is called with, only this argument reaches its attention; no model passes it a value.
+        return Layer(block, (Attention(block.attention),), keyword="position_mask", position=1)
 
-    def weigh_by_size(self, patch: Patch, model: Any, seats: list[Seat], ledger: Ledger) -> None:
-        keyed = []
-        for number, block in enumerate(self.blocks(model)):
-            if seat := seat_of(number, seats):
-                keyed.append((block.attention, seat.index))
-        pooler, last = model.pooler, seats[-1].index
-        keyed += [(layer.self_attn, last) for layer in pooler.self_attention_layers]
-        keyed.append((pooler.cross_attention_layer.cross_attn, last))
-        from sttm.patching.attention import weigh_keys
+    def head_layers(self, model: Any) -> list[Layer]:
+        attending = [(layer, layer.self_attn) for layer in model.pooler.self_attention_layers]
+        cross = model.pooler.cross_attention_layer
+        layers = [*attending, (cross, cross.cross_attn)]
+        return [Layer(layer, (Attention(attention),), keyword="attention_mask") for layer, attention in layers]
 
-        weigh_keys(patch, model, keyed, ledger)
+    def rotary(self, hidden_BNC: Tensor, slots: Slots, grid: Grid) -> tuple[Tensor, ...]:
+        """Return where merged tokens are in token frames, rows, columns: fractional (t, y, x), each [B 1 N].
 
-
-class RotaryPositions:
-    """Where merged tokens are, in the units that the rotary embedding counts in: token frames, rows, columns.
-
-    Stands in for the attention's own rule, which reads a token's place from its index.
-    """
-
-    def __init__(self, ledger: Ledger, index: int, grid: Grid) -> None:
-        self.ledger, self.index, self.grid = ledger, index, grid
-
-    def __call__(self, x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Fractional (t, y, x), each [B, 1, N] so that all heads share it."""
+        Plain attention reads a token's place from its index.
+        """
         # Queries and keys must keep the precision of the values.
-        device = x.device.type
+        device = hidden_BNC.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        unit_BN3 = (self.ledger.read(self.index).position_BFM3.flatten(1, 2) + 1) / 2
-        lengths = (self.grid.frames, self.grid.height, self.grid.width)
-        return tuple((unit_BN3[:, None, :, axis] * (lengths[axis] - 1)).to(dtype) for axis in range(3))
-
-
-def _base(model: Any) -> Any:
-    return getattr(model, "vjepa2", model)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden_BNC.dtype
+        unit_BN3 = (slots.position_BFM3.flatten(1, 2) + 1) / 2
+        lengths = (grid.frames, grid.height, grid.width)
+        # [B N] -> [B 1 N]: all heads share it
+        return tuple((unit_BN3[:, None, :, axis] * (length - 1)).to(dtype) for axis, length in enumerate(lengths))

@@ -1,4 +1,4 @@
-"""Puts mergers into a model and takes them out again: check everything, then touch, then report."""
+"""Put mergers into a model and take them out again: check everything, then edit, then report."""
 
 from __future__ import annotations
 
@@ -6,27 +6,43 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from sttm.backbones import Backbone, backbone_of
-from sttm.backbones.base import ClipShape, Grid, Ledger, Page, Seat
+from sttm.backbones.base import ClipShape, Grid, Layer
 from sttm.errors import SttmError
 from sttm.merging import spec_of
-from sttm.merging.tokens import MergeMap, Tokens
-from sttm.patching.edits import Patch
+from sttm.merging.tokens import MergeMap
+from sttm.patching.attention import ConfigView, SizedConfig, WeighProbabilities
+from sttm.patching.edits import Edits
+from sttm.patching.hooks import (
+    MERGER,
+    CloseForward,
+    HandOn,
+    KeepHidden,
+    Merge,
+    OpenForward,
+    ReadFirst,
+    ReadMean,
+    RotaryPositions,
+    TakeSlots,
+    WrappedForward,
+)
 from sttm.patching.plan import Plan, build_merger
+from sttm.patching.saving import SavePretrained
 from sttm.patching.schedule import make_plan, plain_macs
+from sttm.patching.state import Key, local
 
-# A merged model carries its `Plugged` record under this name, a block in front of which tokens merge its merger.
+# A merged model carries its `Merged` record under this name.
 RECORD = "_sttm"
-MERGER = "merger"
 
 
-class Plugged:
-    """What was done to one model: the plan, the touches that undo takes back, and the state of its forward."""
+class Merged:
+    """What was done to one model: the plan, the edits that undo takes back, and the key of its forwards."""
 
-    def __init__(self, plan: Plan, patch: Patch, ledger: Ledger) -> None:
-        self.plan, self.patch, self.ledger = plan, patch, ledger
+    def __init__(self, plan: Plan, edits: Edits, key: Key) -> None:
+        self.plan, self.edits, self.key = plan, edits, key
 
 
 def apply(
@@ -39,16 +55,16 @@ def apply(
     layers: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Plan:
-    """Puts token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
+    """Put token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
-    What that does to accuracy, beside every baseline at equal multiply-adds, is in results/offshelf.md for a checkpoint
-    as it is and in results/trained.md for one that is tuned; docs/evidence.md says how it was measured.
+    What that does to accuracy, beside every baseline at equal multiply-adds, is in docs/evidence.md.
 
     Args:
-        model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own).
+        model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own); inside a PeftModel
+            or DDP, the model in it is edited.
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
             reaches it from below, within 0.01. 1 puts nothing in.
-        method: how tokens become fewer; "sttm", or a baseline's name.
+        method: how tokens become fewer; "sttm", or the name of a baseline.
         learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is. The model starts alike.
         clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
         selector: how meta tokens are found (see `TokenMerger`).
@@ -66,6 +82,8 @@ def apply(
         SttmError: for a model that no family knows, one that is merged already, or a compute that it cannot reach;
             the model is then as it was, byte for byte.
     """
+    _check_wrappers(model, learned)
+    model = unwrap(model)
     if is_merged(model):
         raise SttmError("this model is merged already; call sttm.remove(model) before another sttm.apply")
     backbone = backbone_of(model)
@@ -75,51 +93,57 @@ def apply(
 
 
 def install(model: nn.Module, plan: Plan) -> None:
-    """Carries out a plan; on any error the model is left as it was."""
+    """Carry out a plan; on any error the model is left as it was."""
     backbone = backbone_of(model)
     mergers = _build(backbone, model, plan)
-    patch, ledger = Patch(), Ledger(len(mergers))
+    edits, key = Edits(), Key()
     try:
-        _touch(backbone, model, plan, mergers, patch, ledger)
-        patch.set_attribute(model, RECORD, Plugged(plan, patch, ledger))
+        if mergers:
+            _Installation(backbone, model, plan, edits, key).run(mergers)
+        edits.set_attribute(model, "save_pretrained", SavePretrained(model, plan))
+        edits.set_attribute(model, RECORD, Merged(plan, edits, key))
     except BaseException:
-        patch.undo()
+        edits.undo()
         raise
 
 
 def remove(model: nn.Module) -> None:
-    """Takes the mergers out: exactly the model it was, with the backbone's weights as they are now.
+    """Take the mergers out: exactly the model it was, with the backbone's weights as they are now.
 
     Raises:
         SttmError: if nothing was put in.
     """
-    _record(model, "sttm.remove").patch.undo()
+    _record(model, "sttm.remove").edits.undo()
 
 
 @contextmanager
 def trace(model: nn.Module) -> Iterator[list[MergeMap]]:
-    """Collects what merges with what: the list gets one MergeMap a merger for every forward inside the block.
+    """Collect what merges with what: the list gets one MergeMap a merger for every forward inside the block.
+
+    Only forwards of this thread are collected, and none after the block has ended.
 
     Example:
         >>> with sttm.trace(model) as maps:
         ...     model(pixels)
         >>> maps[0].assignment.shape  # clips x tokens
     """
-    ledger = _record(model, "sttm.trace").ledger
-    before, ledger.maps = ledger.maps, []
+    entry: tuple[Key, list[MergeMap]] = (_record(model, "sttm.trace").key, [])
+    local.traces.append(entry)
     try:
-        yield ledger.maps
+        yield entry[1]
     finally:
-        ledger.maps = before
+        # By identity: two lists that hold equal maps are still two.
+        local.traces[:] = [other for other in local.traces if other is not entry]
 
 
 def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
-    """Multiply-adds of one clip through a model, plain or merged, the mergers included.
+    """Return the multiply-adds of one clip through a model, plain or merged, the mergers included.
 
     Raises:
         SttmError: for a model that no family knows, or a clip that it does not take.
     """
     if not is_merged(model):
+        model = unwrap(model)
         return plain_macs(backbone_of(model), model, clip_shape)
     plan = plan_of(model)
     if clip_shape is not None and tuple(clip_shape) != plan.clip_shape:
@@ -131,24 +155,55 @@ def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
 
 
 def is_merged(model: nn.Module) -> bool:
-    """Whether mergers (or a plan of none, at compute=1) are in the model."""
-    return RECORD in vars(model)
+    """Return whether mergers (or a plan of none, at compute=1) are in the model."""
+    return RECORD in vars(unwrap(model))
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """The plan by which a model was merged."""
+    """Return the plan by which a model was merged."""
     return _record(model, "the plan").plan
 
 
-def _record(model: nn.Module, what: str) -> Plugged:
+def unwrap(model: Any) -> nn.Module:
+    """Return the model inside DDP, DataParallel, torch.compile and PEFT.
+
+    Raises:
+        SttmError: for what is no model at all.
+    """
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif isinstance(inner, torch._dynamo.OptimizedModule):
+            inner = inner._orig_mod
+        elif base := getattr(inner, "get_base_model", None):  # PEFT's models, whose package need not be installed
+            inner = base()
+        else:
+            return inner
+    advice = f"sttm.load({inner[:80]!r}) gives one" if isinstance(inner, str) else "give a model of transformers"
+    raise SttmError(f"{str(inner)[:80]!r} is of type {type(inner).__name__}, not a model; {advice}")
+
+
+def _check_wrappers(model: Any, learned: bool) -> None:
+    """Raise SttmError for a wrapper that would not see what `apply` puts in."""
+    compiled = isinstance(model, torch._dynamo.OptimizedModule) or getattr(model, "_compiled_call_impl", None)
+    if compiled is not None and compiled is not False:
+        raise SttmError("this model is compiled, and compiled code would not see the mergers; call sttm.apply first")
+    if learned and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise SttmError(
+            "DDP would not train the mergers that are put in now; call sttm.apply before wrapping the model"
+        )
+
+
+def _record(model: nn.Module, what: str) -> Merged:
     if not is_merged(model):
         raise SttmError(f"{what} needs a merged model and this one is plain; call sttm.apply(model) first")
-    record: Plugged = getattr(model, RECORD)
+    record: Merged = getattr(unwrap(model), RECORD)
     return record
 
 
 def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """The mergers, on the device and in the precision of the block each stands before."""
+    """Return the mergers, on the device and in the precision of the block each stands before."""
     built: list[nn.Module] = []
     for merger in plan.mergers:
         weight = next(backbone.blocks(model)[merger.layer].parameters())
@@ -157,49 +212,64 @@ def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
     return built
 
 
-def _touch(
-    backbone: Backbone, model: nn.Module, plan: Plan, mergers: list[nn.Module], patch: Patch, ledger: Ledger
-) -> None:
-    if not mergers:
-        return
-    grid, blocks = backbone.grid(model, plan.clip_shape), backbone.blocks(model)
-    seats = [Seat(m.layer, index, m.frames, m.tokens) for index, m in enumerate(plan.mergers)]
-    backbone.fit_blocks(patch, model, seats, ledger, grid)
-    if spec_of(plan.method).sized:
-        backbone.weigh_by_size(patch, model, seats, ledger)
-    frames, tokens = grid.frames, grid.tokens
-    for seat, merger in zip(seats, mergers, strict=True):
-        patch.add_module(blocks[seat.block], MERGER, merger)
-        patch.before(blocks[seat.block], Seam(backbone, ledger, seat.index, grid, frames, tokens))
-        frames, tokens = seat.frames, seat.tokens
+class _Installation:
+    """All edits of one model that carry out a plan."""
 
+    def __init__(self, backbone: Backbone, model: Any, plan: Plan, edits: Edits, key: Key) -> None:
+        self.backbone, self.model, self.plan, self.edits, self.key = backbone, model, plan, edits, key
+        self.grid: Grid = backbone.grid(model, plan.clip_shape)
 
-class Seam:
-    """Merges the hidden states on their way into a block.
+    def run(self, mergers: list[nn.Module]) -> None:
+        self._open_and_close()
+        planned = {m.layer: (m, module) for m, module in zip(self.plan.mergers, mergers, strict=True)}
+        pooling = self.backbone.pooling(self.model)
+        first = pooling is not None and pooling.reads == "first"
+        sized, frames, tokens = spec_of(self.plan.method).sized, 0, 0
+        for number, block in enumerate(self.backbone.blocks(self.model)):
+            layer = self.backbone.layer(block)
+            hook: HandOn
+            if number in planned:
+                merger, module = planned[number]
+                frames, tokens = merger.frames, merger.tokens
+                hook = Merge(self.key, layer, self.backbone, self.grid, merger, sized=sized, first=first)
+                self.edits.add_module(block, MERGER, module)
+            elif frames:
+                hook = HandOn(self.key, layer.keyword, layer.position)
+            else:
+                continue
+            self._give_slots(layer, hook)
+            if own := self.backbone.block_settings(self.model, frames, tokens):
+                self.edits.set_attribute(block, "config", ConfigView(block.config, **own))
+        for layer in self.backbone.head_layers(self.model):
+            self._give_slots(layer, HandOn(self.key, layer.keyword, layer.position))
+        if pooling is not None and (sized or first):
+            self.edits.after(self.backbone.base(self.model), KeepHidden(self.key))
+            self.edits.before(pooling.module, ReadFirst(self.key) if first else ReadMean(self.key))
 
-    A slot that attention sees is written to the ledger first, where attention, rotary positions, pooling and the next
-    merger read what it stands for.
-    """
+    def _open_and_close(self) -> None:
+        base = self.backbone.base(self.model)
+        for module in (self.model,) if base is self.model else (self.model, base):
+            opened = OpenForward(self.key, self.backbone, self.plan.clip_shape, self.grid, module is base)
+            self.edits.before(module, opened, with_kwargs=True)
+            self.edits.after(module, CloseForward(), always=True)
 
-    def __init__(self, backbone: Backbone, ledger: Ledger, index: int, grid: Grid, frames: int, tokens: int) -> None:
-        self.backbone, self.ledger, self.index = backbone, ledger, index
-        self.grid, self.frames, self.tokens = grid, frames, tokens
-
-    def __call__(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        merged, merge_map = getattr(block, MERGER)(self._read(args[0]), mapped=self.ledger.maps is not None)
-        page = Page(merged.size_BTS, merged.position_BTS3, self.grid.prefix)
-        self.ledger.write(self.index, page, merge_map)
-        return (self.backbone.join(merged), *args[1:])
-
-    def _read(self, hidden_BNC: Tensor) -> Tokens:
-        expected = self.grid.prefix + self.frames * self.tokens
-        if hidden_BNC.shape[1] != expected:
-            raise SttmError(
-                f"this model was merged for clips of {expected} tokens and got one of {hidden_BNC.shape[1]}; "
-                "call sttm.remove(model), then sttm.apply(model, clip_shape=...) with the shape of your clips"
-            )
-        x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, self.frames, self.grid.prefix)
-        if self.index == 0:
-            return Tokens.of_grid(x_BTSC, self.grid.height, self.grid.width, prefix_BPC)
-        page = self.ledger.read(self.index - 1)
-        return Tokens(x_BTSC, page.size_BFM, page.position_BFM3, prefix_BPC)
+    def _give_slots(self, layer: Layer, hook: HandOn) -> None:
+        """Let a layer get its slots, and its attention weigh its keys by them."""
+        self.edits.before(layer.module, hook, with_kwargs=True)
+        if layer.keyword is None:
+            if "forward" in vars(layer.module):
+                raise SttmError(
+                    f"a {type(layer.module).__name__} of this model has a forward of its own (as accelerate's hooks "
+                    "give it); call sttm.apply before they are put in"
+                )
+            self.edits.set_attribute(layer.module, "forward", WrappedForward(type(layer.module)))
+        for attention in layer.attention:
+            if attention.dropout is not None:
+                self.edits.before(attention.dropout, WeighProbabilities(attention.over))
+                continue
+            assert layer.keyword is not None, "attention by the interface needs a keyword that reaches it"
+            self.edits.before(attention.module, TakeSlots(layer.keyword), with_kwargs=True)
+            self.edits.set_attribute(attention.module, "config", SizedConfig(attention.module.config))
+            if hasattr(attention.module, "get_position_ids"):
+                rotary = RotaryPositions(self.backbone, self.grid)
+                self.edits.set_attribute(attention.module, "get_position_ids", rotary)

@@ -1,9 +1,12 @@
-"""Size-proportional attention through transformers' attention interface.
+"""Size-proportional attention, whichever attention function the user chooses, and whenever.
 
 A slot that stands for n tokens gets log n added to its scores, so that softmax counts it n times. Source: Bolya et al.,
 "Token Merging: Your ViT But Faster", ICLR 2023, section 3 (proportional attention).
 
-Legend: B clips, A heads, Q queries, K keys, D channels of a head.
+The config keeps saying what the user chose. Only the attention modules behind a merger see another name there, that of
+`sized_attention`, which adds the sizes and calls the chosen function.
+
+Legend: B clips, A heads, Q queries, K keys, D channels of a head, N tokens; F frames and M slots of a grid.
 """
 
 from __future__ import annotations
@@ -12,36 +15,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sttm.backbones.base import Ledger
-from sttm.errors import SttmError
-from sttm.patching.edits import Patch
+from sttm.patching.state import local
 
-# Attention modules carry, under this name, where to read the sizes of their keys.
-SIZES = "sttm_sizes"
-
-
-class KeySizes:
-    """Reads the log sizes of the keys as a bias on the scores: [B 1 1 K]."""
-
-    def __init__(self, ledger: Ledger, index: int) -> None:
-        self.ledger, self.index = ledger, index
-
-    def bias(self, dtype: torch.dtype) -> Tensor:
-        return self.ledger.read(self.index).log_size(time_minor=False)[:, None, None].to(dtype)
+#: The name of `sized_attention` in transformers' interface.
+SIZED = "sttm_sized"
+#: Attention kernels want a head of a multiple of 8 channels.
+KERNEL_CHANNELS = 8
 
 
-def _bias(module: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What to add to the scores of this module: its own mask, and the sizes of its keys if it has merged ones."""
-    sizes = getattr(module, SIZES, None)
-    if sizes is None:
-        return mask
-    return sizes.bias(dtype) if mask is None else sizes.bias(dtype) + mask
+class ConfigView:
+    """A config as one module sees it: some settings are its own, all others are those of the config behind it."""
+
+    def __init__(self, config: Any, **own: Any) -> None:
+        self.__dict__.update(_config=config, _own=own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_config" not in self.__dict__:
+            raise AttributeError(name)
+        return self._own[name] if name in self._own else getattr(self._config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)
 
 
-def sized_sdpa(
+class SizedConfig(ConfigView):
+    """The config that an attention module sees: while slots wait to be weighed, attention is `sized_attention`."""
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return SIZED if local.slots is not None else self._config._attn_implementation
+
+
+def sized_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -49,53 +57,83 @@ def sized_sdpa(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Fused attention: [B A Q D] -> [B Q A D]."""
-    bias = _bias(module, attention_mask, query.dtype)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the function that the user chose, each key counting by its size: [B A Q D] -> [B Q A D]."""
+    slots, local.slots = local.slots, None
+    config: Any = module.config
+    chosen: str = config._attn_implementation
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bias = None if slots is None or slots.log_size_BN is None else slots.log_size_BN[:, None, None]
+    # A mask that a model makes for its plain tokens hides none of them; one of the user's is refused (OpenForward).
+    attention_mask = None if bias is None else bias.to(query.dtype)
+    if chosen == "eager":
+        return _eager(module, query, key, value, attention_mask, dropout, scaling)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, _eager)
+    if chosen != "sdpa" and bias is not None:
+        (query, key), attention_mask = folded(query, key, bias, scaling), None
+    return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
 
 
-def sized_eager(
+def folded(query: Tensor, key: Tensor, bias_B11K: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return queries and keys whose products hold the bias: [B A Q D], [B A K D] -> [B A Q D+], [B A K D+].
+
+    Exact, and no mask is needed: the queries get ones, the keys the bias over the scaling. Kernels that take no bias
+    (flash attention among them) thus count sizes too. The bias goes into two channels, as one of half precision would
+    round it.
+    """
+    extra = KERNEL_CHANNELS - query.shape[-1] % KERNEL_CHANNELS
+    extra += KERNEL_CHANNELS if extra < 2 else 0
+    # [B 1 1 K] -> [B A K 1]
+    bias_BAK1 = (bias_B11K / scaling).transpose(-1, -2).expand(-1, key.shape[1], -1, 1)
+    coarse_BAK1 = bias_BAK1.to(key.dtype)
+    fine_BAK1 = (bias_BAK1 - coarse_BAK1.to(bias_BAK1.dtype)).to(key.dtype)
+    zeros_BAKE = key.new_zeros(*key.shape[:-1], extra - 2)
+    ones_BAQE = nn.functional.pad(query.new_ones(*query.shape[:-1], 2), (0, extra - 2))
+    return torch.cat((query, ones_BAQE), -1), torch.cat((key, coarse_BAK1, fine_BAK1, zeros_BAKE), -1)
+
+
+def _eager(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    bias: Tensor | None,
     dropout: float = 0.0,
-    scaling: float | None = None,
+    scaling: float = 1.0,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in the open, for those who want to see its probabilities: [B A Q D] -> [B Q A D], [B A Q K]."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    """Attend step by step, for those who want the probabilities: [B A Q D] -> [B Q A D], [B A Q K].
+
+    The families' own functions do not all take a bias.
+    """
     scores = query @ key.transpose(-1, -2) * scaling
-    bias = _bias(module, attention_mask, scores.dtype)
     probabilities = (scores if bias is None else scores + bias).softmax(-1, dtype=torch.float32).to(query.dtype)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities
 
 
-SIZED = {"sdpa": "sttm_sdpa", "eager": "sttm_eager"}
-AttentionInterface.register("sttm_sdpa", sized_sdpa)
-AttentionInterface.register("sttm_eager", sized_eager)
+AttentionInterface.register(SIZED, sized_attention)
 
 
-def check_attention(model: Any) -> None:
-    """Raises SttmError where the model attends in a way that takes no bias on its scores."""
-    current = model.config._attn_implementation
-    if current not in SIZED:
-        raise SttmError(
-            f"size-proportional attention works with sdpa or eager attention and the model uses {current!r}; "
-            "call model.set_attn_implementation('sdpa') first"
-        )
+class WeighProbabilities:
+    """Weigh attention probabilities by the sizes of the keys, where attention is written out: [B A Q K] alike."""
 
+    def __init__(self, over: str) -> None:
+        self.over = over
 
-def weigh_keys(patch: Patch, model: Any, modules: list[tuple[nn.Module, int]], ledger: Ledger) -> None:
-    """Lets attention modules weigh their keys by the sizes after merger `index`, for each (module, index)."""
-    check_attention(model)
-    sized = SIZED[model.config._attn_implementation]
-    for config in {id(m.config): m.config for m, _ in modules}.values():
-        patch.set_attribute(config, "_attn_implementation", sized)
-    for module, index in modules:
-        patch.set_attribute(module, SIZES, KeySizes(ledger, index))
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        slots = local.slots
+        assert slots is not None, "attention ran without its slots"
+        if slots.log_size_BN is None:
+            return (args[0],)
+        if self.over == "place":
+            # [B F M] -> [B*M F]: a sequence a place, without prefix tokens
+            size_BK = slots.size_BFM.transpose(1, 2).flatten(0, 1)
+        elif self.over == "frame":
+            # [B F M] -> [B*F P+M]: a sequence a frame, the prefix tokens first
+            size_BK = nn.functional.pad(slots.size_BFM.flatten(0, 1), (slots.prefix, 0), value=1.0)
+        else:
+            size_BK = slots.log_size_BN.exp()
+        weighed = args[0] * size_BK[:, None, None].to(args[0].dtype)
+        return (weighed / weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny),)

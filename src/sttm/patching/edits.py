@@ -1,4 +1,4 @@
-"""Touching a model so that every touch can be undone."""
+"""Edits of a model that can be undone."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from typing import Any
 from torch import nn
 
 
-class Patch:
-    """A list of touches with their inverses; `undo` leaves the model exactly as it was.
+class Edits:
+    """A list of edits with their inverses; `undo` leaves the model exactly as it was.
 
-    The objects it keeps are the model's own, so that a deep copy of a model carries a patch that fits the copy.
+    Edits go to modules, never to a config, which several models may share. The objects that are kept are the model's
+    own, so that a deep copy of a model carries edits that fit the copy.
     """
 
     def __init__(self) -> None:
-        self._attributes: list[tuple[Any, str, bool, Any]] = []
+        self._attributes: list[tuple[nn.Module, str, bool, Any]] = []
         self._modules: list[tuple[nn.Module, str]] = []
         self._handles: list[Any] = []
 
-    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Sets a plain attribute (not a parameter or a module) on one object, its class untouched."""
-        had = name in vars(owner) or isinstance(getattr(type(owner), name, None), property)
-        self._attributes.append((owner, name, had, getattr(owner, name) if had else None))
+    def set_attribute(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set a plain attribute (not a parameter or a module) on one module, its class left as it is."""
+        had = name in vars(owner)
+        self._attributes.append((owner, name, had, vars(owner).get(name)))
         setattr(owner, name, value)
 
     def add_module(self, owner: nn.Module, name: str, module: nn.Module) -> None:
-        """Adds a submodule under a name that was free."""
+        """Add a submodule under a name that was free."""
         assert name not in owner._modules, name
         owner.add_module(name, module)
         self._modules.append((owner, name))
 
-    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Calls `hook(module, args)` before the module's forward."""
-        self._handles.append(module.register_forward_pre_hook(hook))
+    def before(self, module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> None:
+        """Call `hook(module, args)`, or `hook(module, args, kwargs)`, before the module's forward."""
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs))
 
-    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Calls `hook(module, args, output)` after the module's forward."""
-        self._handles.append(module.register_forward_hook(hook))
+    def after(self, module: nn.Module, hook: Callable[..., Any], *, always: bool = False) -> None:
+        """Call `hook(module, args, output)` after the module's forward; `always`: also where that raised."""
+        self._handles.append(module.register_forward_hook(hook, always_call=always))
 
     def undo(self) -> None:
-        """Takes everything back, last touch first."""
+        """Take all edits back, the last one first."""
         for handle in reversed(self._handles):
             handle.remove()
         for owner, name in reversed(self._modules):
             del owner._modules[name]
-        for holder, name, had, value in reversed(self._attributes):
+        for owner, name, had, value in reversed(self._attributes):
             if had:
-                setattr(holder, name, value)
+                setattr(owner, name, value)
             else:
-                delattr(holder, name)
+                delattr(owner, name)
         self.__init__()  # type: ignore[misc]

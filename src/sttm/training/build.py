@@ -5,7 +5,6 @@ Legend: K classes, C width, T token frames, S tokens in a frame, P prefix tokens
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
 from sttm.patching import api
 from sttm.patching.plan import Plan
+from sttm.patching.saving import MODEL_TYPE, PLAN_FILE, read_config
 
 HEAD = "classifier"  # in all families of transformers' video models
 #: Tables of learnt positions over time, by family, and whether an entry is a whole frame of tokens.
@@ -84,6 +84,7 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
     folder = models.resolve(settings.start)
     with _sentences(f"load {settings.start}"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = config.inner() if config.model_type == MODEL_TYPE else config
         _change(config, settings.config)
         _set_frames(config, settings.frames)
         with models.quiet():
@@ -98,7 +99,7 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
     _check_loaded(model, info, settings.start)
     _stretch_positions(model, folder, {str(key[0]) for key in info["mismatched_keys"]})
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
-    if (folder / models.PLAN_FILE).exists():
+    if (folder / PLAN_FILE).exists():
         models.install_saved(model, folder)
     _fit_head(model, classes, trained)
     for key, value in model.state_dict().items():
@@ -202,7 +203,7 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
             api.remove(teacher)
     else:
         teacher, source = models.load(wanted.teacher), wanted.teacher
-    saved = json.loads((models.resolve(source) / "config.json").read_text(encoding="utf-8"))
+    saved = read_config(models.resolve(source))
     known = {plain_name(name) for name in (saved.get("id2label") or {}).values()}
     unknown = [name for name in classes if plain_name(name) not in known]
     if unknown:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttm.backbones import backbone_of
 from sttm.config.settings import DistillationSettings, OptimizerSettings
-from sttm.patching.api import MERGER
+from sttm.patching.hooks import MERGER
 
 #: What has no weight decay, besides everything with a single dimension.
 UNDECAYED = ("position_embedding", "time_embedding", "cls_token")

@@ -27,6 +27,7 @@ from sttm.data.transforms.processor_config import (
     Sides,
     find_settings,
     height_width,
+    model_config,
     processor_class,
     read_json,
     validate,
@@ -67,7 +68,7 @@ class Preprocess:
         """
         folder = Path(folder)
         file = folder / "config.json"
-        values = read_json(file)
+        values = model_config(read_json(file))
         name = values.get("model_type")
         family = FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:

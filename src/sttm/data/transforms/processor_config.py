@@ -109,6 +109,12 @@ class Config(BaseModel):
     crop_size: Whole | None = None
 
 
+def model_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the config that describes the input: a model around another one keeps that one's config inside."""
+    inner = values.get("backbone_config")
+    return inner | {"model_type": values.get("backbone_type")} if isinstance(inner, dict) else values
+
+
 def processor_class(settings: Settings, file: Path, family: Family) -> tuple[str, str]:
     """Return the stem of the processor's class, and what it resizes with."""
     name = settings.video_processor_type or settings.image_processor_type or settings.feature_extractor_type
