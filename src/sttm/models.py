@@ -172,14 +172,17 @@ def _download(name: str) -> Path:
 
 
 def _load_mergers(model: nn.Module, folder: Path) -> None:
-    """Weights of the mergers, which transformers passes over because its own model knows none."""
+    """Load the weights of the mergers, which transformers passes over because its own model knows none."""
     from safetensors import safe_open
 
     wanted = {name for name in model.state_dict() if ".merger." in name}
+    # A base that was saved with its head on has its names behind a prefix.
+    prefix = getattr(model, "base_model_prefix", "")
+    names = {f"{prefix}.{name}": name for name in wanted} | {name: name for name in wanted}
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in wanted}
+            found |= {names[name]: weights.get_tensor(name) for name in weights.keys() if name in names}
     if found.keys() != wanted:
         raise SttmError(f"{folder} has no weights for {sorted(wanted - found.keys())[0]}; save the model again")
     model.load_state_dict(found, strict=False)

@@ -18,6 +18,9 @@ from sttm.merging import method_named
 from sttm.merging.baselines.simple import Baseline
 from sttm.merging.merger import TokenMerger
 
+#: A plan ends at most this far below the compute that was asked for.
+TOLERANCE = 0.01
+
 
 @dataclass(frozen=True)
 class MergerPlan:
@@ -40,6 +43,7 @@ class Plan:
         mergers: one MergerPlan each, in order.
         method, learned, selector: what the mergers are.
         clip_shape: (frames, channels, height, width) of the clips that were counted.
+        target: the compute that was asked for.
     """
 
     compute: float
@@ -51,6 +55,13 @@ class Plan:
     clip_shape: ClipShape
     selector: str | None = None
     family: str = ""
+    target: float = 1.0
+
+    @property
+    def short_by(self) -> float:
+        """How far below its target the plan stays, where the token grid is too small to come within 0.01; else 0."""
+        gap = self.target - self.compute
+        return gap if gap > TOLERANCE else 0.0
 
     def meets(
         self,
@@ -78,6 +89,8 @@ class Plan:
             f"{self.method} ({mode}) on {self.family}: {self.macs_before / 1e9:.3f} -> {self.macs_after / 1e9:.3f} "
             f"GMACs a clip, compute {self.compute:.3f}"
         ]
+        if self.short_by:
+            lines[0] += f" ({self.short_by:.3f} below the {self.target:g} asked for: the token grid is small)"
         if not self.mergers:
             return lines[0] + "; nothing to merge"
         lines.append(f"{'before block':>12}  {'frames x tokens':>22}  {'tokens':>14}  {'kept':>5}")

@@ -1,8 +1,9 @@
-"""From a compute target to a plan: checks what was asked for, has the schedule searched, counts the outcome."""
+"""From a compute target to a plan: check what is asked for, search the schedule, count the outcome."""
 
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from sttm.patching.search import Search
 
 
 def check_compute(compute: float) -> float:
-    """A share of the plain model's multiply-adds, above 0 and at most 1."""
+    """Return a share of the plain model's multiply-adds, above 0 and at most 1; raise SttmError for anything else."""
     if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute <= 1:
         raise SttmError(
             f"compute={compute!r} is not a share of the plain model's multiply-adds; give a number above 0, up to 1"
@@ -36,7 +37,7 @@ def make_plan(
     layers: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Plan:
-    """The schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
+    """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
     Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. The blocks before
     the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
@@ -46,7 +47,7 @@ def make_plan(
     first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
     within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
 
-    Baselines get the same two places, unless their papers have another habit (`sttm.merging.SPECS`), or another place
+    Baselines get the same two places, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another place
     does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA move
     forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
     first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
@@ -69,18 +70,25 @@ def make_plan(
         selector = "stride"
     elif method == "sttm":
         selector = selector or "novelty"
-    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family)
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute)
     before = count_macs(backbone, model, empty, ())
     if compute == 1:
         return _counted(empty, before, before, ())
     _check_method(backbone, model, empty)
     _check_places(backbone, model, empty, layers, window)
     found = Search(backbone, model, empty, before, compute, layers, window).best()
-    return _counted(empty, before, count_macs(backbone, model, empty, found), found)
+    plan = _counted(empty, before, count_macs(backbone, model, empty, found), found)
+    if plan.short_by:
+        warnings.warn(
+            f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
+            "leaves nothing between; ask for another compute, or take the plan as it is",
+            stacklevel=3,
+        )
+    return plan
 
 
 def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> int:
-    """Multiply-adds of one clip through the model as it came."""
+    """Return the multiply-adds of one clip through the plain model."""
     empty = Plan(1.0, 0, 0, (), "sttm", False, _clip(backbone, model, clip_shape))
     return count_macs(backbone, model, empty, ())
 
@@ -103,7 +111,7 @@ def _check_places(
     backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
 ) -> None:
     if spec_of(empty.method).whole_frames and (layers is not None or window is not None):
-        raise SttmError(f"{empty.method} finds its own places; leave layers and window out")
+        raise SttmError(f"{empty.method} chooses its own layers; leave layers and window out")
     depth, frames = len(backbone.blocks(model)), backbone.grid(model, empty.clip_shape).frames
     if layers is not None and (not layers or list(layers) != sorted(set(layers) & set(range(depth)))):
         raise SttmError(

@@ -1,4 +1,4 @@
-"""Looks for the mergers that bring a model to a compute target, counting what each candidate costs."""
+"""Search the mergers that bring a model to a compute target, counting what each candidate costs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from torch import nn
 from sttm.backbones.base import Backbone
 from sttm.errors import SttmError
 from sttm.merging import WHOLE_CLIP, spec_of
-from sttm.patching.plan import MergerPlan, Plan, count_macs
+from sttm.patching.plan import TOLERANCE, MergerPlan, Plan, count_macs
 
-#: A plan ends at most this far below the compute that was asked for.
-TOLERANCE = 0.01
 #: Where the two mergers sit, as shares of the depth; each next one is earlier, which lets more tokens through.
 SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4), (0, 1 / 12))
 
 
 class Search:
-    """Looks for token counts that meet a target, one list of layers after another."""
+    """Search token counts that meet a target, one list of layers after another."""
 
     def __init__(
         self,
