@@ -14,20 +14,9 @@ from sttm.patching import api
 from sttm.patching.plan import MergerPlan, Plan
 from tests.helpers import CLIP, FAMILIES, lively, logits, pixels, videomae
 
-FRAMES, COLOURS, HEIGHT, WIDTH = CLIP
-
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (4, COLOURS, HEIGHT, WIDTH),
-        (16, COLOURS, HEIGHT, WIDTH),
-        (FRAMES, COLOURS, 24, WIDTH),
-        (FRAMES, COLOURS, HEIGHT, 40),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (16, 3, 32, 32), (8, 3, 24, 32), (8, 3, 32, 40)], ids=str)
 def test_another_shape_is_one_sentence(family: str, shape: tuple[int, ...]) -> None:
     model = lively(family)
     sttm.apply(model, compute=0.6)
@@ -43,13 +32,13 @@ def test_another_shape_is_one_sentence(family: str, shape: tuple[int, ...]) -> N
 
 def test_frames_that_fill_no_tubelet_are_left_out_as_the_plain_model_does() -> None:
     model = lively("vjepa2")
-    clip = torch.randn(1, 17, COLOURS, HEIGHT, WIDTH)
+    clip = torch.randn(1, 17, *CLIP[1:])
     assert torch.equal(logits(model, clip), logits(model, clip[:, :16]))
-    plan = sttm.apply(model, compute=0.6, clip_shape=(17, COLOURS, HEIGHT, WIDTH))
+    plan = sttm.apply(model, compute=0.6, clip_shape=(17, *CLIP[1:]))
     assert plan.mergers[0].frames_before == 8
     assert torch.equal(logits(model, clip), logits(model, clip[:, :16]))
     sttm.remove(model)
-    assert sttm.macs(model, (17, COLOURS, HEIGHT, WIDTH)) == sttm.macs(model, (16, COLOURS, HEIGHT, WIDTH))
+    assert sttm.macs(model, (17, *CLIP[1:])) == sttm.macs(model, (16, *CLIP[1:]))
 
 
 def by_first_token() -> Any:
