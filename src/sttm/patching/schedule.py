@@ -49,9 +49,9 @@ def make_plan(
 
     Baselines get the same two places, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another
     place does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA
-    move forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
-    first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
-    it can.
+    move forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but
+    the first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as
+    early as it can.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
