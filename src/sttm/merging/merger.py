@@ -67,7 +67,7 @@ class TokenMerger(TokenReducer):
 
     def setup(self) -> None:
         self.similarity_dim = max(1, min(SIMILARITY_DIM, self.dim // 2))
-        self.selector = SELECTORS[self.selector_name](self.tokens, self.length)
+        self.selector = SELECTORS[self.selector_name or self.default_selector](self.tokens, self.length)
         self.register_buffer("slot_M", torch.arange(self.tokens), persistent=False)
         if self.learned:
             self.similarity = nn.Linear(self.dim, self.similarity_dim, bias=False)
@@ -97,9 +97,7 @@ class TokenMerger(TokenReducer):
             position_BTS3 = position_BFL3.flatten(1, 2).unflatten(1, (self.frames_in, -1))
             path_BFMT2, certainty_BFMT1 = self._path(feature_BFLC, meta_BFM, position_BTS3, centroid_BFM3)
             z_BFMC = self._motion(z_BFMC, path_BFMT2 * certainty_BFMT1, size_BFM)
-        return Reduced(
-            z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML, meta_BWK=meta_BFM, path_BWOT2=path_BFMT2
-        )
+        return Reduced(z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML, meta_BWK=meta_BFM, path_BWOT2=path_BFMT2)
 
     def macs(self, frames: int, tokens: int) -> int:
         C, D, M, N, slots = self.dim, self.similarity_dim, self.tokens, frames * tokens, self.frames * self.tokens

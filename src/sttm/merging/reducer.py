@@ -100,8 +100,8 @@ class Reduced:
 class TokenReducer(nn.Module, ABC):
     """Reduces the tokens of a clip to `frames` x `tokens` slots; the base class of the merger and of every baseline.
 
-    A method subclasses it, sets `name` and `spec`, and implements `reduce`; also `macs` where it multiplies matrices, and
-    `setup` where it has parameters or tables.
+    A method subclasses it, sets `name` and `spec`, and implements `reduce`; also `macs` where it multiplies matrices,
+    and `setup` where it has parameters or tables.
 
     Args:
         dim: width C of the tokens.
@@ -149,7 +149,7 @@ class TokenReducer(nn.Module, ABC):
         self.register_buffer("grid", torch.tensor([self.frames_in, self.tokens_in or -1, frames, tokens]))
         self.setup()
 
-    def setup(self) -> None:  # noqa: B027
+    def setup(self) -> None:
         """Make the parameters and tables of the method; all sizes are set by then."""
 
     @abstractmethod
@@ -199,13 +199,14 @@ class TokenReducer(nn.Module, ABC):
         length, count = (frames * tokens // self.windows for frames, tokens in grid)
         window_W1 = torch.arange(self.windows, device=merged.x_BTSC.device)[:, None]
         slot_BWL, meta_BWK, path_BWOT2 = reduced.slots(length), reduced.meta_BWK, reduced.path_BWOT2
-        one_each = meta_BWK is not None and reduced.rest < 0
+        if reduced.rest >= 0:
+            meta_BWK = None  # the slot of all other tokens has no meta token
         return MergeMap(
             assignment=torch.where(slot_BWL < 0, -1, slot_BWL + window_W1 * count).flatten(1),
             size=merged.size_BTS.flatten(1),
             position=merged.position_BTS3.flatten(1, 2),
             grid=grid,
-            meta=(meta_BWK + window_W1 * length).flatten(1) if one_each else None,
+            meta=None if meta_BWK is None else (meta_BWK + window_W1 * length).flatten(1),
             trajectory=None if path_BWOT2 is None else path_BWOT2.detach().flatten(1, 2),
         )
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.errors import SttmError
-from sttm.merging import METHODS, method_named, spec_of
-from sttm.merging.baselines.simple import Baseline
+from sttm.merging import METHODS, spec_of
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.search import Search
 
@@ -46,7 +45,7 @@ def make_plan(
     first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
     within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
 
-    Baselines get the same two places, unless their papers have another habit (`sttm.merging.SPECS`), or another place
+    Baselines get the same two places, unless their papers differ (`MethodSpec`), or another place
     does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA move
     forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but the
     first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as early as
@@ -56,8 +55,7 @@ def make_plan(
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
     """
     compute = check_compute(compute)
-    reducer = method_named(method)
-    if issubclass(reducer, Baseline) and not reducer.needs_training:
+    if spec_of(method).training == "never":
         # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
         learned = False
     clip_shape = _clip(backbone, model, clip_shape)

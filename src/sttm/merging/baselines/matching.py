@@ -45,9 +45,7 @@ class ToMe(TokenReducer):
         slot_BFL = self.numbers(x_BFLC).expand_as(size_BFL)
         for before, after in self._rounds(self.length or x_BFLC.shape[2]):
             step_BFL = _match(reduced.x_BWOC, before - after)
-            reduced = Reduced.to_averages(
-                reduced.x_BWOC, reduced.size_BWO, reduced.position_BWO3, step_BFL, after
-            )
+            reduced = Reduced.to_averages(reduced.x_BWOC, reduced.size_BWO, reduced.position_BWO3, step_BFL, after)
             slot_BFL = step_BFL.gather(-1, slot_BFL)
         reduced.slot_BWL = slot_BFL
         return reduced
@@ -70,8 +68,7 @@ def _match(x_BFLC: Tensor, merges: int) -> Tensor:
     unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
     cosine_BFAD = unit_BFLC[..., ::2, :] @ unit_BFLC[..., 1::2, :].transpose(-1, -2)
     best_BFA, partner_BFA = cosine_BFAD.max(-1)
-    joins_BFA = torch.zeros_like(best_BFA, dtype=torch.bool)
-    joins_BFA = joins_BFA.scatter(-1, best_BFA.topk(merges).indices, True)
+    joins_BFA = torch.zeros_like(best_BFA).scatter(-1, best_BFA.topk(merges).indices, 1.0).bool()
     # An odd token never joins, and has no partner.
     none_BFD = torch.zeros_like(partner_BFA[..., : x_BFLC.shape[2] // 2])
     joins_BFL, partner_BFL = _interleave(joins_BFA, none_BFD.bool()), _interleave(2 * partner_BFA + 1, none_BFD)
@@ -127,7 +124,7 @@ class DensityPeaks(TokenReducer):
         centre_BFM = (density_BFL * above_BFL).topk(self.tokens).indices
         # A centre stays in its own cluster, even where another one has the same features.
         own_BFLL = distance_BFLL.masked_fill(itself_LL, -1)
-        return torch.take_along_dim(own_BFLL, centre_BFM[..., None, :], dim=-1).argmin(-1)
+        return own_BFLL.gather(-1, centre_BFM[..., None, :].expand(-1, -1, len(number_L), -1)).argmin(-1)
 
 
 class EViT(TokenReducer):
@@ -152,7 +149,7 @@ class EViT(TokenReducer):
             query_BF1C = standardised(prefix_BPC[:, None, :1]).expand(-1, self.windows, -1, -1)
         logit_BFL = (feature_BFLC @ query_BF1C.transpose(-1, -2)).squeeze(-1) / self.dim**0.5
         kept_BFK = logit_BFL.topk(self.tokens - 1).indices.sort(-1).values
-        stays_BFL = torch.zeros_like(logit_BFL, dtype=torch.bool).scatter(-1, kept_BFK, True)
+        stays_BFL = torch.zeros_like(logit_BFL).scatter(-1, kept_BFK, 1.0).bool()
         weight_BF1L = logit_BFL.masked_fill(stays_BFL, -torch.inf).softmax(-1)[..., None, :]
         kept = Reduced.to_kept(x_BFLC, position_BFL3, kept_BFK)
         x_BFMC = torch.cat((kept.x_BWOC, weight_BF1L.to(x_BFLC.dtype) @ x_BFLC), dim=-2)
