@@ -33,7 +33,7 @@ from sttm.backbones import backbone_of
 from sttm.backbones.base import Ledger, Page, Seat
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
-from sttm.merging.selectors import stride_order
+from sttm.merging.selectors import ZOrder
 from sttm.merging.tokens import grid_positions
 from sttm.patching.api import install
 from sttm.patching.edits import Patch
@@ -135,7 +135,7 @@ def nested_ranks(position_N3: Tensor) -> Tensor:
 
     Those of a regular order whose numbers, read backwards in binary, are smallest (van der Corput).
     """
-    order_N = stride_order(position_N3[None, None])[0, 0]
+    order_N = ZOrder()(position_N3[None, None])[0, 0]
     bits = (len(order_N) - 1).bit_length()
     backwards_N = torch.tensor([int(f"{place:0{bits}b}"[::-1], 2) for place in range(len(order_N))])
     rank_N = torch.empty(len(order_N))

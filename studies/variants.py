@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import sttm
-from sttm.merging import METHODS, SPECS, MethodSpec
-from sttm.merging.merger import TokenMerger, standardised
-from sttm.merging.selectors import SELECTORS, StrideSelector, own_linear, regular_picks, stride_order, take
-from sttm.merging.tokens import MergeMap, Tokens
+from sttm.merging import METHODS
+from sttm.merging.merger import TokenMerger
+from sttm.merging.ops import linear, standardised, take
+from sttm.merging.reducer import Reduced
+from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
 
 SOFT = 0.1
 NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
@@ -21,7 +22,7 @@ NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
 class WithoutMotion(TokenMerger):
     """Slots are averages and nothing more, as off the shelf."""
 
-    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         return z_BFMC
 
 
@@ -50,22 +51,19 @@ class Soft(TokenMerger):
 class Residual(TokenMerger):
     """Slots start as their meta tokens, bit for bit; a linear map, zero at first, adds what was fused."""
 
-    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)
-        self.appearance = nn.Linear(dim, dim)
+    def setup(self) -> None:
+        super().setup()
+        self.appearance = nn.Linear(self.dim, self.dim)
         nn.init.zeros_(self.appearance.weight)
         nn.init.zeros_(self.appearance.bias)
 
-    def _merge(self, tokens: Tokens, mapped: bool) -> tuple[Tokens, MergeMap | None]:
-        merged, told = super()._merge(tokens, True)
-        assert told is not None
-        x_BNC = tokens.x_BTSC.flatten(1, 2)
-        meta_BFMC = x_BNC.gather(1, told.meta[..., None].expand(-1, -1, self.dim)).view_as(merged.x_BTSC)
-        return replace(merged, x_BTSC=meta_BFMC + merged.x_BTSC), told if mapped else None
+    def reduce(self, x_BFLC: Tensor, *others: Any) -> Reduced:
+        reduced = super().reduce(x_BFLC, *others)
+        return replace(reduced, x_BWOC=take(x_BFLC, reduced.meta_BWK) + reduced.x_BWOC)
 
-    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        added_BFMC = own_linear(self.appearance, standardised(z_BFMC)).to(z_BFMC.dtype)
-        return super()._moving(added_BFMC, path_BFMT2, size_BFM)
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        added_BFMC = linear(self.appearance, standardised(z_BFMC)).to(z_BFMC.dtype)
+        return super()._motion(added_BFMC, path_BFMT2, size_BFM)
 
     def macs(self, frames: int, tokens: int) -> int:
         return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
@@ -74,26 +72,25 @@ class Residual(TokenMerger):
 class CoverageFinder(StrideSelector):
     """Half of the meta tokens on a regular stride, the other half where those represent the window worst."""
 
-    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        seeds = (count + 1) // 2
-        order_BFL = stride_order(position_BFL3)
-        seed_BFM = order_BFL[..., regular_picks(order_BFL.shape[-1], seeds, x_BFLC.device)]
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        seeds = (self.count + 1) // 2
+        seed_BFM = self.order(position_BFL3)[..., regular_picks(x_BFLC.shape[2], seeds)]
         unit_BFLC = nn.functional.normalize(x_BFLC, dim=-1)
         covered_BFL = (unit_BFLC @ take(unit_BFLC, seed_BFM).transpose(-1, -2)).amax(-1)
-        worst_BFM = covered_BFL.scatter(-1, seed_BFM, 4.0).topk(count - seeds, dim=-1, largest=False).indices
+        worst_BFM = covered_BFL.scatter(-1, seed_BFM, 4.0).topk(self.count - seeds, dim=-1, largest=False).indices
         return torch.cat((seed_BFM, worst_BFM), dim=-1)
 
-    def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return super().macs(windows, length, count, width) + windows * length * ((count + 1) // 2) * width
+    def macs(self, windows: int, length: int, width: int) -> int:
+        return super().macs(windows, length, width) + windows * length * ((self.count + 1) // 2) * width
 
 
 class RandomFinder(StrideSelector):
     """Meta tokens at random while training, on a regular stride in testing."""
 
-    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
         if not self.training:
-            return super().pick(x_BFLC, position_BFL3, count)
-        return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(count).indices
+            return super().pick(x_BFLC, position_BFL3)
+        return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(self.count).indices
 
 
 class SaliencyFinder(StrideSelector):
@@ -105,32 +102,38 @@ class SaliencyFinder(StrideSelector):
 
     gate_BFM: Tensor
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
+    def __init__(self, dim: int, count: int, length: int | None = None) -> None:
+        super().__init__(count, length)
         self.score = nn.Linear(dim, 1)
 
-    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        score_BFL = own_linear(self.score, x_BFLC).squeeze(-1)
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        score_BFL = linear(self.score, x_BFLC).squeeze(-1)
         uniform_BFL = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6) if self.training else torch.tensor(0.5)
-        meta_BFM = (score_BFL - torch.log(-torch.log(uniform_BFL))).topk(count, dim=-1).indices
+        meta_BFM = (score_BFL - torch.log(-torch.log(uniform_BFL))).topk(self.count, dim=-1).indices
         gate_BFM = torch.sigmoid(score_BFL.gather(-1, meta_BFM)).clamp(min=1e-4)
         self.gate_BFM = gate_BFM / gate_BFM.detach()
         return meta_BFM
 
-    def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return super().macs(windows, length, count, width) + windows * length * width
+    def macs(self, windows: int, length: int, width: int) -> int:
+        return super().macs(windows, length, width) + windows * length * width
 
 
 class Saliency(TokenMerger):
     """Meta tokens by a learned score."""
 
-    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)
-        self.selector = SaliencyFinder(dim)
+    def setup(self) -> None:
+        super().setup()
+        self.selector = SaliencyFinder(self.dim, self.tokens, self.length)
 
-    def _moving(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         gate_BFM1 = self.selector.gate_BFM[..., None].to(z_BFMC.dtype)
-        return super()._moving(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
+        return super()._motion(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
+
+
+class SizesUnweighed(TokenMerger):
+    """Every slot counts alike in attention and pooling."""
+
+    spec = replace(TokenMerger.spec, sized=False)
 
 
 #: Mergers that differ, spec and arguments of sttm.apply that do.
@@ -141,7 +144,7 @@ MERGERS: dict[str, type[TokenMerger]] = {
     "soft": Soft,
     "residual": Residual,
     "saliency": Saliency,
-    "sizes unweighed": TokenMerger,
+    "sizes unweighed": SizesUnweighed,
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "within a frame": {"window": 1},
@@ -159,14 +162,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 class FirstFrameFinder(StrideSelector):
     """The tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
 
-    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        first_BFL = stride_order(position_BFL3)[..., : max(count, position_BFL3.shape[2] // 2)]
-        return first_BFL[..., regular_picks(first_BFL.shape[-1], count, x_BFLC.device)]
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        first = max(self.count, position_BFL3.shape[2] // 2)
+        return self.order(position_BFL3)[..., regular_picks(first, self.count)]
 
 
 SELECTORS |= {"coverage": CoverageFinder, "random": RandomFinder, "first frame": FirstFrameFinder}
 METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
-SPECS["sttm, sizes unweighed"] = MethodSpec(sized=False)
 
 
 def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:

@@ -1,7 +1,7 @@
-"""Finding the meta tokens: which tokens of a window the slots grow from (step 1 of the method).
+"""How meta tokens are chosen: which tokens of a window the slots grow from (step 1 of the method).
 
-A selector looks at the tokens of each window, names M of them, and says how much every token is like each of them. All
-selectors answer the same call, so that they can be exchanged: `selector(x_BFLC, position_BFL3, count) -> (meta_BFM,
+A selector names M tokens of each window and gives the cosine of every token with each of them. All selectors have the
+same call, so that they can be exchanged: `SELECTORS[name](count, length)(x_BFLC, position_BFL3)` returns `(meta_BFM,
 cosine_BFML)`, the indices of the meta tokens and all cosines with them.
 
 Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C width; 3 = (t, y, x).
@@ -9,121 +9,145 @@ Legend: B clips, F windows (frames out), L tokens in a window, M meta tokens, C 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import cache, partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
-from sttm.errors import SttmError
+from sttm.merging.ops import Table, take
 
-# Cells a side of the lattice on which tokens are put in order; finer than the token grid of any model we know.
+# Bits of a cell's number along one side of the lattice on which tokens are ordered; finer than any model's token grid.
 LATTICE_BITS = 6
-# Tells equally new tokens apart, by far less than features differ.
+CELLS = 2**LATTICE_BITS
+# Bits of a token's rank in its window; float32 holds such numbers exactly.
+RANK_BITS = 24
+# Decides between equally novel tokens; differences of features are far larger.
 TIE = 1e-5
-# Squared length of a token of nothing; only keeps the division finite.
+# Squared length of a zero token, which keeps the division finite.
 TINY_SQUARE = 1e-24
 
 
-def stride_order(position_BFL3: Tensor) -> Tensor:
-    """Puts the tokens of a window in order, frame by frame and along a Z-order curve in each: [B F L 3] -> [B F L].
+class ZOrder(nn.Module):
+    """Orders the tokens of a window frame by frame, and along a Z-order curve in each frame.
 
-    A regular stride along that curve takes one token of every little block, whatever the stride, and the order comes
-    from where the tokens are, never from how they happen to be stored. Two tokens in one cell keep their raster order.
+    A regular stride along that curve takes one token of every small block, whatever the stride. The order depends on
+    the positions of the tokens, never on how they are stored. Two tokens in one cell keep their raster order.
     """
-    cells = 2**LATTICE_BITS
-    unit = ((position_BFL3.float() + 1) / 2).clamp(0, 1)
-    t, y, x = (unit * (cells - 1)).round().long().unbind(-1)
-    # The bits of a number with a gap after each: y's and x's then interleave.
-    bit = torch.arange(LATTICE_BITS, device=x.device)
-    gapped = (((torch.arange(cells, device=x.device)[:, None] >> bit) & 1) << (2 * bit)).sum(-1)
-    key = t * cells**2 + 2 * gapped[y] + gapped[x]
-    # Below the cell: the exact raster position, so that no two tokens of different place tie.
-    raster = unit[..., 1] * 0.5 + unit[..., 2] * 0.25
-    return (key.double() + raster).argsort(dim=-1)
+
+    x_key: Tensor
+    y_key: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The bits of a number with a gap after each: those of y and of x then interleave.
+        gapped = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
+        self.register_buffer("x_key", torch.tensor(gapped), persistent=False)
+        self.register_buffer("y_key", torch.tensor([2 * key for key in gapped]), persistent=False)
+
+    def forward(self, position_BFL3: Tensor, timed: bool = True) -> Tensor:
+        """Return the tokens in order: [B F L 3] -> indices [B F L]; without `timed`, over the frames together."""
+        unit_BFL3 = ((position_BFL3.float() + 1) / 2).clamp(0, 1)
+        t, y, x = (unit_BFL3 * (CELLS - 1)).round().long().unbind(-1)
+        key_BFL = self.y_key[y] + self.x_key[x]
+        if timed:
+            key_BFL = t * CELLS**2 + key_BFL
+        # Below the cell: the exact raster position, so that no two tokens at different positions tie.
+        raster_BFL = unit_BFL3[..., 1] * 0.5 + unit_BFL3[..., 2] * 0.25
+        return (key_BFL.double() + raster_BFL).argsort(dim=-1)
 
 
-def regular_picks(length: int, count: int, device: torch.device) -> Tensor:
-    """Places of `count` picks at a regular stride among `length`: int64 [count], all different."""
-    return ((torch.arange(count, device=device) * 2 + 1) * length) // (2 * count)
+def regular_picks(length: int, count: int) -> list[int]:
+    """Return `count` different numbers at a regular stride among `length`."""
+    return [(2 * pick + 1) * length // (2 * count) for pick in range(count)]
 
 
-class StrideSelector(nn.Module):
-    """Meta tokens on a regular stride in time and space: nothing to learn, the same places in every window."""
+@cache
+def bit_reversed(length: int) -> tuple[int, ...]:
+    """Return for each rank its bits in reverse: any number of the smallest are spread evenly over the ranks.
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        meta_BFM = self.pick(x_BFLC, position_BFL3, count)
+    Source: van der Corput, 1935.
+    """
+    return tuple(int(f"{rank:0{RANK_BITS}b}"[::-1], 2) for rank in range(length))
+
+
+class Selector(nn.Module, ABC):
+    """A way to choose meta tokens.
+
+    Args:
+        count: meta tokens of each window, M.
+        length: tokens in a window, L; None where it is unknown.
+    """
+
+    def __init__(self, count: int, length: int | None = None) -> None:
+        super().__init__()
+        self.count = count
+        self.order = ZOrder()
+
+    @abstractmethod
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices of the meta tokens [B F M], and the cosine of each with every token [B F M L]."""
+
+    @abstractmethod
+    def macs(self, windows: int, length: int, width: int) -> int:
+        """Return the multiply-adds of one clip."""
+
+
+class StrideSelector(Selector):
+    """Meta tokens on a regular stride in time and space: nothing to learn, the same positions in every window."""
+
+    def __init__(self, count: int, length: int | None = None) -> None:
+        super().__init__(count, length)
+        self.picks = Table(partial(regular_picks, count=count), length)
+
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
+        meta_BFM = self.pick(x_BFLC, position_BFL3)
         unit_BFLC = normalize(x_BFLC, dim=-1)
         return meta_BFM, take(unit_BFLC, meta_BFM) @ unit_BFLC.transpose(-1, -2)
 
-    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> Tensor:
-        """Indices of the meta tokens: [B F M]."""
-        order_BFL = stride_order(position_BFL3)
-        return order_BFL[..., regular_picks(order_BFL.shape[-1], count, x_BFLC.device)]
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        """Return the indices of the meta tokens: [B F M]."""
+        return self.order(position_BFL3)[..., self.picks(position_BFL3)]
 
-    def macs(self, windows: int, length: int, count: int, width: int) -> int:
-        return windows * length * count * width
+    def macs(self, windows: int, length: int, width: int) -> int:
+        return windows * length * self.count * width
 
 
-class NoveltySelector(nn.Module):
-    """Meta tokens are the tokens least like any that came before them, frame by frame and along a curve in each frame.
+class NoveltySelector(Selector):
+    """Meta tokens are the tokens least like any before them, frame by frame and along a curve in each frame.
 
-    Needs no training and adapts to the clip: what stands still, or goes on as a wall or a lawn does, is new once;
-    what moves or differs keeps tokens of its own. All tokens of a window are compared with all, and of that the
-    cosines with the meta tokens are a part, which costs nothing more.
+    It needs no training and adapts to the clip: a still background, or a wall or lawn that goes on, is novel once; what
+    moves or differs keeps tokens of its own. All tokens of a window are compared with all; the cosines with the meta
+    tokens are part of that and cost nothing more.
     """
 
-    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def __init__(self, count: int, length: int | None = None) -> None:
+        super().__init__(count, length)
+        self.turns = Table(bit_reversed, length)
+
+    def forward(self, x_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
         product_BFLL = x_BFLC @ x_BFLC.transpose(-1, -2)
-        meta_BFM = self._newest(product_BFLL.detach(), position_BFL3, count, x_BFLC.shape[-1])
+        meta_BFM = self._most_novel(product_BFLL.detach(), position_BFL3, x_BFLC.shape[-1])
         to_unit_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1).clamp(min=TINY_SQUARE).rsqrt()
         to_unit_BFM1 = to_unit_BFL.gather(-1, meta_BFM)[..., None]
         return meta_BFM, take(product_BFLL, meta_BFM) * to_unit_BFM1 * to_unit_BFL[..., None, :]
 
-    @staticmethod
-    def _newest(product_BFLL: Tensor, position_BFL3: Tensor, count: int, width: int) -> Tensor:
-        rank_BFL = stride_order(position_BFL3).argsort(-1)
+    def _most_novel(self, product_BFLL: Tensor, position_BFL3: Tensor, width: int) -> Tensor:
+        rank_BFL = self.order(position_BFL3).argsort(-1)
         later_BFLL = rank_BFL[..., None, :] >= rank_BFL[..., None]
-        # |x - x'|^2 = x.x + x'.x' - 2 x.x', the least of it over all x' that came before
+        # |x - x'|^2 = x.x + x'.x' - 2 x.x', its least over all x' that came before
         square_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1)
+        # In place, as this is the largest tensor of a merge.
         less_BFLL = torch.sub(square_BFL[..., None, :], product_BFLL, alpha=2).masked_fill_(later_BFLL, torch.inf)
         novelty_BFL = (square_BFL + less_BFLL.amin(-1)) / width
-        # What is equally new, as in a still clip, falls on a regular stride.
-        novelty_BFL = novelty_BFL.clamp(min=0) - TIE * spread(rank_BFL.shape[-1], rank_BFL.device)[rank_BFL]
-        return novelty_BFL.topk(count, dim=-1).indices
+        # Equally novel tokens, as in a still clip, are taken on a regular stride.
+        turn_BFL = self.turns(position_BFL3)[rank_BFL] * (TIE / 2**RANK_BITS)
+        return (novelty_BFL.clamp(min=0) - turn_BFL).topk(self.count, dim=-1).indices
 
-    def macs(self, windows: int, length: int, count: int, width: int) -> int:
+    def macs(self, windows: int, length: int, width: int) -> int:
         return windows * length * length * width
 
 
-def spread(length: int, device: torch.device | None = None) -> Tensor:
-    """For each place in a row when its turn comes, in [0, 1): any number of first turns are spread over the row.
-
-    Source: van der Corput, 1935 (the bits of the place, read backwards).
-    """
-    bit = torch.arange(max(1, (length - 1).bit_length()), device=device)
-    place = torch.arange(length, device=device)[:, None]
-    return (((place >> bit) & 1) / 2.0 ** (bit + 1)).sum(-1)
-
-
-Selector = NoveltySelector | StrideSelector
+#: The selectors by name.
 SELECTORS: dict[str, type[Selector]] = {"novelty": NoveltySelector, "stride": StrideSelector}
-
-
-def make_selector(name: str) -> Selector:
-    """The selector of that name: "novelty" or "stride"."""
-    if name not in SELECTORS:
-        raise SttmError(f"unknown way to find meta tokens {name!r}; choose {' or '.join(SELECTORS)}")
-    return SELECTORS[name]()
-
-
-def take(x_BFLC: Tensor, index_BFM: Tensor) -> Tensor:
-    """The tokens of those indices: [B F L C], [B F M] -> [B F M C]."""
-    B, F, L, C = x_BFLC.shape
-    # Whole rows of one long table: copying them beats gathering channel by channel.
-    window_BF1 = torch.arange(B * F, device=x_BFLC.device).view(B, F, 1)
-    row_BFM = index_BFM + window_BF1 * L
-    return x_BFLC.reshape(B * F * L, C).index_select(0, row_BFM.flatten()).view(*index_BFM.shape, C)
-
-
-def own_linear(layer: nn.Linear, x_C: Tensor) -> Tensor:
-    """`layer` in the precision of its weights, whatever that of `x` is."""
-    return linear(x_C.to(layer.weight.dtype), layer.weight, layer.bias)

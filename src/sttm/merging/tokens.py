@@ -1,4 +1,4 @@
-"""The records of merging: tokens on their grid, and the map of who went where.
+"""The records of merging: tokens on their grid, and the map of which token went where.
 
 Legend: B clips, P prefix tokens, T token frames, S tokens in a frame, N = T*S tokens in, F frames out,
 M slots in a frame out, C width; 3 = (t, y, x), each scaled to [-1, 1].
@@ -16,7 +16,7 @@ from sttm.errors import SttmError
 
 @dataclass
 class Tokens:
-    """Tokens on a frames-by-slots grid; what each stands for and where it is.
+    """Tokens on a frames-by-slots grid, with what each stands for and where it is.
 
     Attributes:
         x_BTSC: features.
@@ -32,10 +32,16 @@ class Tokens:
 
     @classmethod
     def of_grid(cls, x_BTSC: Tensor, height: int, width: int, prefix_BPC: Tensor | None = None) -> Tokens:
-        """Tokens that nothing has merged yet: size one each, on a regular height x width grid in row-major order."""
+        """Return tokens that nothing has merged yet: size one each, on a regular grid in row-major order.
+
+        Raises:
+            SttmError: if the tokens of a frame do not fill the height x width grid.
+        """
         B, T, S, _ = x_BTSC.shape
         if S != height * width:
-            raise SttmError(f"{S} tokens in a frame are not a {height} x {width} grid; give the grid they stand on")
+            raise SttmError(
+                f"{S} tokens in a frame are not a {height} x {width} grid; give the height and width of their grid"
+            )
         size_BTS = torch.ones(B, T, S, dtype=torch.float32, device=x_BTSC.device)
         position_TS3 = grid_positions(T, height, width, x_BTSC.device)
         return cls(x_BTSC, size_BTS, position_TS3.expand(B, T, S, 3), prefix_BPC)
@@ -46,7 +52,7 @@ class Tokens:
 
 
 def grid_positions(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Positions (t, y, x) of a regular token grid, each axis from -1 to 1 (an axis of length one sits at -1).
+    """Return the positions (t, y, x) of a regular token grid, each axis from -1 to 1 (one of length one is at -1).
 
     Returns:
         position_TS3 in float32, S = height * width in row-major order.
@@ -62,17 +68,17 @@ def grid_positions(frames: int, height: int, width: int, device: torch.device | 
 
 @dataclass
 class MergeMap:
-    """Who went where in one merger, or, composed, in several.
+    """Which token went where in one merger or, composed, in several.
 
     Attributes:
-        assignment: int64 [B, N], for each token in the slot out (f * M + m) that it went to; where the merger
-            is soft, the slot that took the largest share of it; -1 for a token that was dropped.
+        assignment: int64 [B, N], for each token in, the slot out (f * M + m) that it went to; where the merger is
+            soft, the slot with the largest share of it; -1 for a token that was dropped.
         size: [B, F*M], how many tokens of the first grid each slot stands for.
         position: [B, F*M, 3], where each slot is, (t, y, x) in [-1, 1].
         grid: frames and tokens in a frame, before and after: ((T, S), (F, M)).
         meta: int64 [B, F*M], the token in that each slot grew from, or None where there is no such token.
-        trajectory: [B, F*M, T, 2], how the slot's object moves: its (y, x) in every frame in, less the meta
-            token's own; None where the merger follows nothing (off the shelf).
+        trajectory: [B, F*M, T, 2], how the slot's object moves: its (y, x) in every frame in, relative to the
+            slot's own; None where the method computes none (off the shelf).
     """
 
     assignment: Tensor
@@ -83,11 +89,19 @@ class MergeMap:
     trajectory: Tensor | None = None
 
     def then(self, later: MergeMap) -> MergeMap:
-        """The map of this merger followed by `later`, from this one's tokens in to the other's slots out."""
+        """Return the map of this merger followed by `later`: from this one's tokens in to the other's slots out.
+
+        Raises:
+            SttmError: if `later` does not start from the slots of this map.
+        """
         (T, S), (F, M) = self.grid
         if later.grid[0] != (F, M):
-            raise ValueError(f"a map onto {F} x {M} tokens cannot be followed by one from {later.grid[0]}")
-        # A dropped token (-1) reads row 0 and is then marked as dropped again.
+            T2, S2 = later.grid[0]
+            raise SttmError(
+                f"a map onto {F} x {M} tokens cannot be followed by one from {T2} x {S2}; "
+                "give the maps of one forward, in order"
+            )
+        # A dropped token (-1) reads row 0 and is marked as dropped again below.
         onward = later.assignment.gather(1, self.assignment.clamp(min=0))
         assignment = torch.where(self.assignment < 0, -1, onward)
         meta = None
@@ -96,7 +110,7 @@ class MergeMap:
         return MergeMap(assignment, later.size, later.position, ((T, S), later.grid[1]), meta)
 
     def unmerge(self, y_BMC: Tensor) -> Tensor:
-        """Gives every token in the features of the slot it went to: [B, F*M, C] -> [B, N, C] (dropped: zeros)."""
+        """Return for every token in the features of its slot: [B, F*M, C] -> [B, N, C] (zeros for a dropped one)."""
         index_BN1 = self.assignment.clamp(min=0)[..., None]
         y_BNC = y_BMC.gather(1, index_BN1.expand(-1, -1, y_BMC.shape[-1]))
         return torch.where(self.assignment[..., None] < 0, 0.0, y_BNC)
@@ -107,9 +121,13 @@ class MergeMap:
 
 
 def compose(maps: list[MergeMap]) -> MergeMap:
-    """One map for several mergers in turn, from the input grid to the last slots."""
+    """Return one map for several mergers in turn, from the first grid to the last slots.
+
+    Raises:
+        SttmError: for no map, or maps that do not follow each other.
+    """
     if not maps:
-        raise ValueError("compose needs one map at least")
+        raise SttmError("compose got no map; give the list that sttm.trace collected")
     whole = maps[0]
     for later in maps[1:]:
         whole = whole.then(later)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
-from sttm.merging import method_named
-from sttm.merging.baselines.simple import Baseline
-from sttm.merging.merger import TokenMerger
+from sttm.merging import TokenReducer, method_named
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
@@ -101,11 +98,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenMerger | Baseline:
-    """The module of one planned merger."""
-    options: dict[str, Any] = {} if plan.selector is None else {"selector": plan.selector}
+def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenReducer:
+    """Return the module of one planned merger."""
     return method_named(plan.method)(
-        width, merger.frames, merger.tokens, frames_in=merger.frames_before, learned=plan.learned, **options
+        width,
+        merger.frames,
+        merger.tokens,
+        frames_in=merger.frames_before,
+        tokens_in=merger.tokens_before,
+        learned=plan.learned,
+        selector=plan.selector,
     )
 
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.errors import SttmError
-from sttm.merging import METHODS, method_named, spec_of
-from sttm.merging.baselines.simple import Baseline
+from sttm.merging import METHODS, spec_of
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.search import Search
 
@@ -57,8 +56,7 @@ def make_plan(
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
     """
     compute = check_compute(compute)
-    reducer = method_named(method)
-    if issubclass(reducer, Baseline) and not reducer.needs_training:
+    if spec_of(method).training == "never":
         # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
         learned = False
     clip_shape = _clip(backbone, model, clip_shape)

@@ -1,4 +1,4 @@
-"""Baselines that learn: PatchMerger and TokenLearner, whose slots are soft averages of the tokens.
+"""Baselines with parameters: PatchMerger and TokenLearner, whose slots are soft averages of the tokens.
 
 Legend: B clips, F windows, L tokens in a window, M slots in a window, C width, H hidden width, P prefix tokens;
 3 = (t, y, x).
@@ -6,26 +6,33 @@ Legend: B clips, F windows, L tokens in a window, M slots in a window, C width, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from sttm.merging.baselines.simple import Baseline, Reduced
-from sttm.merging.merger import standardised
-from sttm.merging.selectors import own_linear
+from sttm.merging.ops import linear, standardised
+from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
 
 
-def softly(x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, score_BFLM: Tensor) -> Reduced:
-    """Slots that each take a softmax over the tokens of their window; they share the window's size equally."""
-    weight_BFML = score_BFLM.transpose(-1, -2).softmax(-1)
-    M = weight_BFML.shape[-2]
-    size_BFM = (size_BFL.sum(-1, keepdim=True) / M).expand(-1, -1, M)
-    position_BFM3 = weight_BFML.to(position_BFL3.dtype) @ position_BFL3
-    return Reduced(weight_BFML.to(x_BFLC.dtype) @ x_BFLC, size_BFM, position_BFM3, weight_BFML=weight_BFML)
+class SoftPooling(TokenReducer):
+    """Slots that each take a softmax of learned scores over the tokens of their window and share its size equally."""
+
+    @abstractmethod
+    def scores(self, feature_BFLC: Tensor) -> Tensor:
+        """Return the score of each token for each slot, from standardised tokens: [B F L M]."""
+
+    def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
+        score_BFLM = self.scores(standardised(x_BFLC)).to(size_BFL.dtype)
+        weight_BFML = score_BFLM.transpose(-1, -2).softmax(-1)
+        size_BFM = (size_BFL.sum(-1, keepdim=True) / self.tokens).expand(-1, -1, self.tokens)
+        # No gradient goes through positions.
+        position_BFM3 = weight_BFML.detach().to(position_BFL3.dtype) @ position_BFL3
+        return Reduced(weight_BFML.to(x_BFLC.dtype) @ x_BFLC, size_BFM, position_BFM3, share_BWOL=weight_BFML)
 
 
-class PatchMerger(Baseline):
+class PatchMerger(SoftPooling):
     """M learned queries, each of which pools the tokens of a window: softmax(W x^T) x.
 
     Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", 2022. As in the paper: the formula, and
@@ -34,43 +41,39 @@ class PatchMerger(Baseline):
     """
 
     name = "patchmerger"
-    needs_training = True
+    spec = MethodSpec(sized=False, training="required")
 
-    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)  # options: those of every Baseline
-        self.query = nn.Linear(dim, tokens, bias=False)
-        nn.init.normal_(self.query.weight, std=dim**-0.5)
+    def setup(self) -> None:
+        self.query = nn.Linear(self.dim, self.tokens, bias=False)
+        nn.init.normal_(self.query.weight, std=self.dim**-0.5)
 
-    def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        score_BFLM = own_linear(self.query, standardised(x_BFLC)).to(size_BFL.dtype)
-        return softly(x_BFLC, size_BFL, position_BFL3, score_BFLM)
+    def scores(self, feature_BFLC: Tensor) -> Tensor:
+        return linear(self.query, feature_BFLC)
 
     def macs(self, frames: int, tokens: int) -> int:
         return frames * tokens * self.tokens * (2 * self.dim + 3)
 
 
-class TokenLearner(Baseline):
+class TokenLearner(SoftPooling):
     """M attention maps over the tokens of each frame from a small perceptron, one pooled token a map.
 
     Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?", NeurIPS 2021, in the form
     of its authors' later version: a perceptron of hidden width 64 with GELU instead of convolutions, and a softmax over
     the tokens instead of a sigmoid (with which a constant clip would not stay constant). As in the paper: frame by
     frame, the same perceptron for all. Different: biases and scales that a softmax over tokens, or the next linear map,
-    takes up anyway are left out; TokenFuser, which brings the tokens back, has no place in a classifier.
+    absorbs anyway are left out; TokenFuser, which brings the tokens back, has no use in a classifier.
     """
 
     name = "tokenlearner"
-    needs_training = True
+    spec = MethodSpec((1, 1), sized=False, training="required")
     HIDDEN: ClassVar[int] = 64
 
-    def __init__(self, dim: int, frames: int, tokens: int, **options: Any) -> None:
-        super().__init__(dim, frames, tokens, **options)  # options: those of every Baseline
-        self.hidden = nn.Linear(dim, self.HIDDEN)
-        self.maps = nn.Linear(self.HIDDEN, tokens, bias=False)
+    def setup(self) -> None:
+        self.hidden = nn.Linear(self.dim, self.HIDDEN)
+        self.maps = nn.Linear(self.HIDDEN, self.tokens, bias=False)
 
-    def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        hidden_BFLH = gelu(own_linear(self.hidden, standardised(x_BFLC)))
-        return softly(x_BFLC, size_BFL, position_BFL3, own_linear(self.maps, hidden_BFLH).to(size_BFL.dtype))
+    def scores(self, feature_BFLC: Tensor) -> Tensor:
+        return linear(self.maps, gelu(linear(self.hidden, feature_BFLC)))
 
     def macs(self, frames: int, tokens: int) -> int:
         return frames * tokens * (self.dim * self.HIDDEN + self.tokens * (self.HIDDEN + self.dim + 3))

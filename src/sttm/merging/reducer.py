@@ -1,0 +1,260 @@
+"""What the merger and every baseline share: sizes, checks, windows, the map, and how a schedule uses the method.
+
+Legend: B clips, P prefix tokens, T token frames, S tokens in a frame; W windows, L = T*S/W tokens in a window;
+F frames out, M slots in a frame out, O = F*M/W slots of a window; K tokens kept, C width; 3 = (t, y, x), 2 = (y, x).
+F and W are equal, except where a method chooses among the frames of the whole clip (W = 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sttm.errors import SttmError
+from sttm.merging.ops import averages, take, without_autocast
+from sttm.merging.tokens import MergeMap, Tokens
+
+#: In `MethodSpec.windows`: all frames there are.
+WHOLE_CLIP = 0
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """How a schedule uses a method.
+
+    Attributes:
+        windows: how many frames the first merger joins to a window, and how many any later one.
+        aligned: slot m is the same place, or the same query, in every frame.
+        everywhere: a merger before every block but the first, each taking about the same number of tokens.
+        whole_frames: the number of frames is reduced, never the number of tokens in one.
+        early: one merger, before the first block, as the choice does not depend on features.
+        sized: slots stand for different numbers of tokens, which count in attention and pooling.
+        gentle: where a merger would leave less than this share of its tokens, the schedule merges earlier instead.
+        training: whether the method has parameters: "never", "optional" (with learned=True) or "required".
+    """
+
+    windows: tuple[int, int] = (2, 1)
+    aligned: bool = True
+    everywhere: bool = False
+    whole_frames: bool = False
+    early: bool = False
+    sized: bool = True
+    gentle: float = 0.4
+    training: Literal["never", "optional", "required"] = "never"
+
+
+@dataclass
+class Reduced:
+    """The slots of every window, and which token went to which: by slot, by share, or by the tokens kept.
+
+    Attributes:
+        x_BWOC, size_BWO, position_BWO3: the slots.
+        slot_BWL: the slot of each token.
+        share_BWOL: or the share that each slot has of each token; the largest counts.
+        meta_BWK: the token that each slot grew from. Where it is all that is given, those tokens went to the first K
+            slots and all others to slot `rest`.
+        rest: -1 where the other tokens are dropped.
+        path_BWOT2: the path of each slot (see `MergeMap.trajectory`).
+    """
+
+    x_BWOC: Tensor
+    size_BWO: Tensor
+    position_BWO3: Tensor
+    slot_BWL: Tensor | None = None
+    share_BWOL: Tensor | None = None
+    meta_BWK: Tensor | None = None
+    rest: int = -1
+    path_BWOT2: Tensor | None = None
+
+    @classmethod
+    def to_kept(cls, x_BWLC: Tensor, position_BWL3: Tensor, meta_BWK: Tensor) -> Reduced:
+        """Keep these tokens as they are, at size one, and drop all others."""
+        size_BWK = position_BWL3.new_ones(meta_BWK.shape)
+        return cls(take(x_BWLC, meta_BWK), size_BWK, take(position_BWL3, meta_BWK), meta_BWK=meta_BWK)
+
+    @classmethod
+    def to_averages(
+        cls, x_BWLC: Tensor, size_BWL: Tensor, position_BWL3: Tensor, slot_BWL: Tensor, count: int
+    ) -> Reduced:
+        """Average the tokens of each of `count` slots by size."""
+        size_BWO, (x_BWOC, position_BWO3) = averages(slot_BWL, count, size_BWL, x_BWLC, position_BWL3)
+        return cls(x_BWOC, size_BWO, position_BWO3, slot_BWL=slot_BWL)
+
+    def slots(self, length: int) -> Tensor:
+        """Return the slot of each of the `length` tokens of a window, -1 for a dropped one: [B W L]."""
+        if self.slot_BWL is not None:
+            return self.slot_BWL
+        if self.share_BWOL is not None:
+            return self.share_BWOL.argmax(2)
+        assert self.meta_BWK is not None, "a reducer has to say which token went where"
+        number_BWK = torch.arange(self.meta_BWK.shape[2], device=self.meta_BWK.device).expand_as(self.meta_BWK)
+        rest_BWL = self.meta_BWK.new_full((*self.meta_BWK.shape[:2], length), self.rest)
+        return rest_BWL.scatter(2, self.meta_BWK, number_BWK)
+
+
+class TokenReducer(nn.Module, ABC):
+    """Reduces the tokens of a clip to `frames` x `tokens` slots; the base class of the merger and of every baseline.
+
+    A method subclasses it, sets `name` and `spec`, and implements `reduce`; also `macs` where it multiplies matrices,
+    and `setup` where it has parameters or tables.
+
+    Args:
+        dim: width C of the tokens.
+        frames: frames out, F; each stands for a window of the frames in.
+        tokens: slots in each frame out, M.
+        frames_in: frames in, T (default: `frames`).
+        tokens_in: tokens in each frame in, S. Where it is given, all tables are made once, with the module, and
+            the forward can be traced and exported.
+        learned: adds the trainable parts; a method that has none is the same with it.
+        selector: how meta tokens are chosen, for a method that has a choice.
+
+    Raises:
+        SttmError: for sizes that no grid of tokens can have, a selector that the method does not have, or a method
+            that has to be trained without learned=True.
+    """
+
+    name: ClassVar[str]
+    spec: ClassVar[MethodSpec] = MethodSpec()
+    selectors: ClassVar[Collection[str]] = ()
+    default_selector: ClassVar[str | None] = None
+    grid: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        frames: int,
+        tokens: int,
+        *,
+        frames_in: int | None = None,
+        tokens_in: int | None = None,
+        learned: bool = False,
+        selector: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.frames, self.tokens = dim, frames, tokens
+        self.frames_in = frames if frames_in is None else frames_in
+        self.tokens_in = tokens if self.spec.whole_frames and tokens_in is None else tokens_in
+        self.learned, self.selector_name = learned, selector or self.default_selector
+        self._check_sizes(dim=dim, frames=frames, tokens=tokens, frames_in=frames_in, tokens_in=tokens_in)
+        self._check_method()
+        #: Parts of the clip that are reduced each by itself, and tokens in one (None where `tokens_in` is unknown).
+        self.windows = 1 if self.spec.whole_frames else frames
+        self.length = None if self.tokens_in is None else self.frames_in * self.tokens_in // self.windows
+        #: Marks a state dict as that of a reduced model, and says on which grid.
+        self.register_buffer("grid", torch.tensor([self.frames_in, self.tokens_in or -1, frames, tokens]))
+        self.setup()
+
+    def setup(self) -> None:
+        """Make the parameters and tables of the method; all sizes are set by then."""
+
+    @abstractmethod
+    def reduce(self, x_BWLC: Tensor, size_BWL: Tensor, position_BWL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
+        """Reduce every window to its slots; sizes and positions are float32 or finer, and autocast is off."""
+
+    def macs(self, frames: int, tokens: int) -> int:
+        """Return the multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products, as torch counts)."""
+        return 0
+
+    def extra_repr(self) -> str:
+        size = f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots"
+        return ", ".join([size, *filter(None, [self.selector_name]), "learned" if self.learned else "off the shelf"])
+
+    def forward(self, tokens: Tokens, mapped: bool = True) -> tuple[Tokens, MergeMap | None]:
+        """Reduce T x S tokens to F x M slots; prefix tokens pass unchanged.
+
+        Args:
+            tokens: x [B T S C] with size [B T S] and position [B T S 3].
+            mapped: whether to return the map; leaving it out saves time.
+
+        Returns:
+            The slots, again on a frames-by-slots grid, and the map of which token went where (None if not `mapped`).
+
+        Raises:
+            SttmError: if the grid is not the one that this module was made for.
+        """
+        self._check_grid(tokens)
+        B, W, L = tokens.x_BTSC.shape[0], self.windows, self.length or -1
+        exact = torch.promote_types(tokens.x_BTSC.dtype, torch.float32)
+        # [B T S ...] -> [B W L ...]
+        x_BWLC = tokens.x_BTSC.reshape(B, W, L, self.dim)
+        size_BWL, position_BWL3 = tokens.size_BTS.reshape(B, W, L), tokens.position_BTS3.reshape(B, W, L, 3)
+        # Similarities and sizes stay in float32 whatever the model runs in; the steps cast by themselves.
+        with without_autocast(x_BWLC):
+            reduced = self.reduce(x_BWLC, size_BWL.to(exact), position_BWL3.to(exact), tokens.prefix_BPC)
+        # [B W O ...] -> [B F M ...]
+        x_BFMC = reduced.x_BWOC.reshape(B, self.frames, self.tokens, self.dim)
+        size_BFM = reduced.size_BWO.reshape(B, self.frames, self.tokens)
+        position_BFM3 = reduced.position_BWO3.reshape(B, self.frames, self.tokens, 3)
+        merged = Tokens(x_BFMC, size_BFM, position_BFM3, tokens.prefix_BPC)
+        return merged, self._map(reduced, merged, tokens.x_BTSC.shape[2]) if mapped else None
+
+    def _map(self, reduced: Reduced, merged: Tokens, tokens_in: int) -> MergeMap:
+        """Return the map, with slots and tokens numbered through the whole clip."""
+        grid = (self.frames_in, self.tokens_in or tokens_in), (self.frames, self.tokens)
+        length, count = (frames * tokens // self.windows for frames, tokens in grid)
+        window_W1 = torch.arange(self.windows, device=merged.x_BTSC.device)[:, None]
+        slot_BWL, meta_BWK, path_BWOT2 = reduced.slots(length), reduced.meta_BWK, reduced.path_BWOT2
+        if reduced.rest >= 0:
+            meta_BWK = None  # the slot of all other tokens has no meta token
+        return MergeMap(
+            assignment=torch.where(slot_BWL < 0, -1, slot_BWL + window_W1 * count).flatten(1),
+            size=merged.size_BTS.flatten(1),
+            position=merged.position_BTS3.flatten(1, 2),
+            grid=grid,
+            meta=None if meta_BWK is None else (meta_BWK + window_W1 * length).flatten(1),
+            trajectory=None if path_BWOT2 is None else path_BWOT2.detach().flatten(1, 2),
+        )
+
+    def _check_sizes(self, **sizes: int | None) -> None:
+        for size, value in sizes.items():
+            if value is not None and value < 1:
+                raise SttmError(f"{self.name} got {size}={value}; give a whole number of one or more")
+        T, S, F, M = self.frames_in, self.tokens_in, self.frames, self.tokens
+        if self.spec.whole_frames and S != M:
+            raise SttmError(f"{self.name} keeps whole frames of {S} tokens and got tokens={M}; give tokens={S}")
+        if T % F and not self.spec.whole_frames:
+            raise SttmError(f"{T} frames do not divide into {F} windows; choose frames from the divisors of {T}")
+        if S is not None and T * S < F * M:
+            raise SttmError(f"{T} x {S} tokens cannot become {F} x {M}; give fewer frames or tokens out")
+
+    def _check_method(self) -> None:
+        if self.selector_name is not None and self.selector_name not in self.selectors:
+            allowed = f"choose {' or '.join(self.selectors)}, or leave selector out"
+            advice = allowed if self.selectors else "leave selector out"
+            raise SttmError(f"{self.name} has no selector {self.selector_name!r}; {advice}")
+        if self.spec.training == "required" and not self.learned:
+            raise SttmError(f"{self.name} has to be trained; give learned=True, or choose a method without parameters")
+
+    def _check_grid(self, tokens: Tokens) -> None:
+        _, T, S, C = tokens.x_BTSC.shape
+        expected = (self.dim, self.frames_in, self.tokens_in or S)
+        if (C, T, S) != expected or T * S < self.frames * self.tokens:
+            per_frame = self.tokens_in or f"{-(-self.frames * self.tokens // self.frames_in)} or more"
+            raise SttmError(
+                f"this {self.name} module takes {self.frames_in} frames of {per_frame} tokens of width {self.dim} "
+                f"and got {T} frames of {S} tokens of width {C}; "
+                "make it for that grid, or give sttm.apply the clip_shape that you use"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load, unless the state dict comes from another grid; sizes that one side does not know (-1) agree with any.
+
+        `args` are those of `nn.Module`; the last is the list of errors, which `load_state_dict` raises together.
+        """
+        key, own = f"{prefix}grid", [self.frames_in, self.tokens_in or -1, self.frames, self.tokens]
+        given = state_dict.get(key)
+        if isinstance(given, Tensor) and given.shape == (4,) and not given.is_meta:
+            theirs = given.tolist()
+            if any(a != b for a, b in zip(theirs, own, strict=True) if a > 0 and b > 0):
+                sizes = [f"{T} x {S if S > 0 else 'any'} -> {F} x {M}" for T, S, F, M in (theirs, own)]
+                args[-1].append(
+                    f"size mismatch for {key}: the state dict is of a module for {sizes[0]} tokens and this one is for "
+                    f"{sizes[1]}; merge the model by the plan that the state dict was saved with"
+                )
+            state_dict = {**state_dict, key: self.grid}
+        super()._load_from_state_dict(state_dict, prefix, *args)
