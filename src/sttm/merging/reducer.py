@@ -35,6 +35,7 @@ class MethodSpec:
         early: one merger, before the first block, as the choice does not depend on features.
         sized: slots stand for different numbers of tokens, which count in attention and pooling.
         gentle: where a merger would leave less than this share of its tokens, the schedule merges earlier instead.
+        drops: tokens may go nowhere, the first of a clip among them.
         training: whether the method has parameters: "never", "optional" (with learned=True) or "required".
     """
 
@@ -45,6 +46,7 @@ class MethodSpec:
     early: bool = False
     sized: bool = True
     gentle: float = 0.4
+    drops: bool = False
     training: Literal["never", "optional", "required"] = "never"
 
 

@@ -98,6 +98,12 @@ def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
             f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
             + ", ".join(name for name in METHODS if spec_of(name).aligned)
         )
+    pooling = backbone.pooling(model)
+    if pooling is not None and pooling.reads == "first" and spec_of(empty.method).drops:
+        raise SttmError(
+            f"this {backbone.family} model classifies by its first token, which {empty.method} may drop; choose one of "
+            + ", ".join(name for name in METHODS if not spec_of(name).drops)
+        )
     if spec_of(empty.method).whole_frames and frames == 1:
         raise SttmError(
             f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "

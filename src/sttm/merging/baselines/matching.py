@@ -179,7 +179,7 @@ class STA(TokenReducer):
     """
 
     name = "sta"
-    spec = MethodSpec((1, 2), aligned=False, gentle=0.7)
+    spec = MethodSpec((1, 2), aligned=False, gentle=0.7, drops=True)
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
         return Reduced.to_kept(x_BFLC, position_BFL3, self._keep(x_BFLC))

@@ -31,7 +31,7 @@ class RandomDrop(TokenReducer):
     """
 
     name = "random"
-    spec = MethodSpec(early=True)
+    spec = MethodSpec(early=True, drops=True)
     selectors = ("stride",)
 
     def setup(self) -> None:
@@ -49,7 +49,7 @@ class FrameDrop(TokenReducer):
     """Keeps whole frames at a regular stride: uniform frame subsampling, of any number of the frames there are."""
 
     name = "frames"
-    spec = MethodSpec(whole_frames=True)
+    spec = MethodSpec(whole_frames=True, drops=True)
     kept_K: Tensor
 
     def setup(self) -> None:
