@@ -48,7 +48,7 @@ def test_a_playlist_in_an_archive_reaches_no_file(tmp_path, named):
         ("art.ans", b"hello world\n" * 9, "is a text file"),
         ("list.ffconcat", b"ffconcat version 1.0\nfile /etc/passwd\n", "is a playlist"),
         ("dash.mpd", b'<?xml version="1.0"?><MPD type="static"></MPD>', "is a playlist"),
-        ("huge.gif", HUGE_GIF, "has frames of 12000x12000 pixels, more than the 67,108,864 allowed"),
+        pytest.param("huge.gif", HUGE_GIF, "has frames of 12000x12000 pixels, more than the 67,108,864", id="huge"),
         ("x" * 300, None, "cannot be opened"),
         ("nul\0byte", None, "cannot be opened"),
     ],
