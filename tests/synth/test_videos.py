@@ -1,4 +1,4 @@
-"""Made videos: the same everywhere, laid out as the official sets, and mute to whoever looks at one frame."""
+"""Synthetic videos: the same everywhere, in the formats of the official sets, and no single frame tells the class."""
 
 import csv
 import hashlib
