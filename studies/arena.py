@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from sttm.synth.clips import CLASSES, plan, render
-from sttm.synth.drawing import SETTINGS, SHAPES, TEXTURES
+from sttm.synth.clips import CLASSES, design, render
+from sttm.synth.drawing import BACKDROPS, SHAPES, TEXTURES
 from sttm.synth.motions import MOTION_CLASSES, MOTIONS
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "cache" / "arena"
 FRAMES = 16  # of a made clip; a model sees every second one, or all
 SEEDS = {"pretrain": 200, "train": 201, "validation": 202, "test": 204}  # of the made clips; never of a training
-TRACKS, KINDS_OF_THINGS = 11, (len(SHAPES), len(TEXTURES), len(SETTINGS))
+TRACKS, KINDS_OF_THINGS = 11, (len(SHAPES), len(TEXTURES), len(BACKDROPS))
 HELP = 8.0  # weight of places and ways beside the names of things, in pre-training
 STRIDE = 2.0  # scales a way between two token frames to about [-1, 1]
 
@@ -136,9 +136,13 @@ def _drawn(job: tuple[str, int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
     pictures, label, _ = render(kind, index, seed, frames=FRAMES, size=edge)
     targets: dict[str, Any] = {"classes": np.int64(CLASSES[kind].index(label))}
     if kind == "motion":
-        clip, _ = plan(kind, index, seed, frames=FRAMES, size=112)
+        clip, _ = design(kind, index, seed, frames=FRAMES, size=112)
         look = clip.looks["target"]
-        names = (list(SHAPES).index(look.shape), list(TEXTURES).index(look.texture), list(SETTINGS).index(clip.setting))
+        names = (
+            list(SHAPES).index(look.shape),
+            list(TEXTURES).index(look.texture),
+            list(BACKDROPS).index(clip.backdrop),
+        )
         targets |= {"tracks": track_targets(clip.tracks), "names": np.array(names, np.int64)}
     return pictures, targets
 

@@ -39,8 +39,6 @@ def examine() -> Iterator[Finding]:
     yield _try("model", _model, mend="mend what is broken above; if nothing is, reinstall sttm")
     for name in TRAINING:
         yield _try(name, partial(_optional, name), needed=False, mend="pip install 'sttm[train]'")
-    mend = "install FFmpeg on the system; on a CPU build of torch, pip install torchcodec==0.13.0"
-    yield _try("torchcodec", _torchcodec, needed=False, mend=mend)
 
 
 def _try(name: str, look: Callable[[], str | None], *, needed: bool = True, mend: str = "") -> Finding:
@@ -84,13 +82,6 @@ def _torchvision() -> str | None:
     if run.returncode:
         raise RuntimeError((run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1])
     return version("torchvision")
-
-
-def _torchcodec() -> str | None:
-    if find_spec("torchcodec") is None:
-        return None
-    importlib.import_module("torchcodec.decoders")
-    return version("torchcodec")
 
 
 def _video() -> str:

@@ -21,8 +21,8 @@ from torch import nn
 from sttm import SttmError, apply, cli, doctor, load, save
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
+from sttm.data.video.video import Video
 from sttm.evaluation import predict as engine
-from sttm.evaluation.predict import Source
 from tests.helpers import ROOT
 
 COMMANDS = ("predict", "models", "doctor", "synth", "bench", "demo", "train", "eval", "data check")
@@ -261,7 +261,7 @@ def test_inputs_without_a_video_are_named(clips, monkeypatch, tmp_path):
 def test_a_name_with_glob_signs_is_a_file_first(tmp_path):
     odd = tmp_path / "clip[1].mp4"
     odd.touch()
-    assert engine.find_videos([str(odd)]) == [Source(str(odd))]
+    assert engine.find_videos([str(odd)]) == [Video(str(odd))]
 
 
 def test_views_average_the_scores(model_folder, clips):
@@ -271,7 +271,7 @@ def test_views_average_the_scores(model_folder, clips):
     preprocess = Preprocess.from_folder(model_folder)
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda _, __, output: seen.append(output.logits.softmax(-1)))
-    (record,) = engine.predict([Source(str(clips / "a.mp4"))], model, preprocess, views=(2, 3), top_k=1)
+    (record,) = engine.predict([Video(str(clips / "a.mp4"))], model, preprocess, views=(2, 3), top_k=1)
     assert seen[0].shape == (6, 3)
     assert record["predictions"][0]["score"] == pytest.approx(seen[0].mean(0).max().item(), abs=1e-6)
 
@@ -301,7 +301,7 @@ class Fixed(nn.Module):
 
 def classify(sources: list[str], answer: Callable[[torch.Tensor], torch.Tensor], model_folder: Path) -> list[dict]:
     blind = Blind(Preprocess.from_folder(model_folder).sampling)
-    return list(engine.predict(map(Source, sources), Fixed(answer), blind))  # type: ignore[arg-type]
+    return list(engine.predict(map(Video, sources), Fixed(answer), blind))  # type: ignore[arg-type]
 
 
 def test_scores_that_are_not_finite_are_an_error_of_that_clip(model_folder, clips):

@@ -16,8 +16,8 @@ import yaml
 import sttm
 from sttm.config import Settings
 from sttm.config.settings import DataSettings, SplitSettings
-from sttm.data.datasets.formats import read_listing
-from sttm.data.datasets.video_set import LAYOUTS, read_split
+from sttm.data.datasets.formats import FORMATS, read_annotations
+from sttm.data.datasets.video_set import read_split
 from sttm.synth.videos import SynthSettings, encode, make, render
 from tests.helpers import ROOT
 
@@ -102,8 +102,8 @@ def test_trainer_page_works_as_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def sections() -> dict[str, tuple[str, str, str]]:
-    """Of data.md, for each layout: the name of the file, the path of its first video, what is in it."""
-    text = (DOCS / "data.md").read_text(encoding="utf-8").split("## The layouts")[1].split("\n## ")[0]
+    """Of data.md, for each format: the name of the file, the path of its first video, what is in it."""
+    text = (DOCS / "data.md").read_text(encoding="utf-8").split("## Annotation formats")[1].split("\n## ")[0]
     found = {}
     for section in text.split("\n### ")[1:]:
         name, _, rest = section.partition("\n")
@@ -114,19 +114,19 @@ def sections() -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def test_the_page_has_every_layout() -> None:
-    assert sections().keys() == LAYOUTS.keys()
+def test_the_page_has_every_format() -> None:
+    assert sections().keys() == FORMATS.keys()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_example_of_a_layout_reads_as_the_page_says(layout: str, tmp_path: Path) -> None:
-    name, first, content = sections()[layout]
+@pytest.mark.parametrize("name_of_format", FORMATS)
+def test_example_of_a_format_reads_as_the_page_says(name_of_format: str, tmp_path: Path) -> None:
+    name, first, content = sections()[name_of_format]
     path = tmp_path / name
-    if layout == "folders":
+    if name_of_format == "folders":
         for line in content.split():
             (path / line).parent.mkdir(parents=True, exist_ok=True)
             (path / line).touch()
-    elif layout == "shards":
+    elif name_of_format == "shards":
         for line in content.split():
             (tmp_path / line).write_text("1")
         with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
@@ -135,10 +135,10 @@ def test_example_of_a_layout_reads_as_the_page_says(layout: str, tmp_path: Path)
         first = str(tmp_path / first)
     else:
         path.write_text(content, encoding="utf-8")
-    listing, found = read_listing(path, "auto", "data.train")
-    assert found == layout
-    assert listing.lines[0].places[0] == first
-    assert listing.lines[0].label is not None
+    listed, found = read_annotations(path, "auto", "data.train")
+    assert found == name_of_format
+    assert listed.annotations[0].paths[0] == first
+    assert listed.annotations[0].label is not None
 
 
 @pytest.mark.parametrize("kind", ["motion", "scene"])

@@ -365,7 +365,7 @@ def test_a_process_with_fewer_videos_runs_the_model_as_often(made, model_folder,
 
     monkeypatch.setattr(module, "_gathered", lambda answers: answers)
     videos = videos_of(made)
-    videos = VideoSet(videos.videos[:5], videos.classes, (), videos.layout, False)
+    videos = VideoSet(videos.videos[:5], videos.classes, (), videos.format, False)
     calls: list[list[int]] = []
     places: list[int] = []
     for rank in range(2):

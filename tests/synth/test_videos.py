@@ -1,4 +1,4 @@
-"""Made videos: the same everywhere, laid out as the official sets, and mute to whoever looks at one frame."""
+"""Synthetic videos: the same everywhere, in the formats of the official sets, and no single frame tells the class."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sttm.errors import SttmError
-from sttm.synth.clips import plan
+from sttm.synth.clips import design
 from sttm.synth.motions import CHANNELS, MOTIONS, ORDERS, circle, visit
 from sttm.synth.videos import MOTION_CLASSES, SCENE_CLASSES, SynthSettings, make, render, video_path
 
@@ -115,7 +115,7 @@ def test_classes_are_balanced_in_every_split(kind: str) -> None:
     assert len(classes) == len(set(classes)) >= 16
     counts: dict[str, dict[str, int]] = {}
     for index in range(settings.clips):
-        label = plan(kind, index, 0)[0].label
+        label = design(kind, index, 0)[0].label
         per_split = counts.setdefault(settings.split(index), dict.fromkeys(classes, 0))
         per_split[label] += 1
     assert {split: sum(c.values()) for split, c in counts.items()} == {
@@ -153,7 +153,7 @@ def test_backwards_is_the_partner_class() -> None:
 
 def test_what_the_class_says_is_what_happens() -> None:
     def first_to_last(label: str) -> dict[str, float]:
-        clip, _ = plan("motion", MOTION_CLASSES.index(label), 0)
+        clip, _ = design("motion", MOTION_CLASSES.index(label), 0)
         x, y, radius, angle = clip.tracks["target"].T
         a, b = clip.tracks["pair"][:, :2], clip.tracks["pair"][:, 2:]
         gap = np.hypot(*(a - b).T)
@@ -170,7 +170,7 @@ def test_what_the_class_says_is_what_happens() -> None:
 
 def channels(index: int) -> np.ndarray:
     """What a perfect eye sees: every channel of one clip, roughly in units of its reach; shape [T, 7]."""
-    tracks = plan("motion", index, 0)[0].tracks
+    tracks = design("motion", index, 0)[0].tracks
     x, y, radius, angle = tracks["target"].T
     pair, passer = tracks["pair"], tracks["passer"]
     gap = np.hypot(*(pair[:, 2:] - pair[:, :2]).T)

@@ -1,16 +1,22 @@
 """The commands that train, evaluate and check data."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sttm.cli.app import app
 from sttm.cli.options import Json, Sets
 from sttm.cli.printing import complain, print_rows, progress
+
+if TYPE_CHECKING:
+    from sttm.config.settings import ModelSettings
+    from sttm.data.video.read import Sampling
 
 data = typer.Typer(help="Look after data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -81,12 +87,12 @@ def check(
     settings = load(config, overrides or ())
     from sttm.data.datasets import check as engine
 
-    def watch(looks: Iterable[Any], total: int) -> Iterator[Any]:
-        with progress(looks, total, shown=sys.stderr.isatty()) as watched:
+    def with_bar(checked: Iterable[Any], total: int) -> Iterator[Any]:
+        with progress(checked, total, shown=sys.stderr.isatty()) as watched:
             yield from watched
 
-    sampling = engine.clip_of(settings.model)
-    report = engine.check(settings.data, sampling=sampling, decode=decode, threads=threads, watch=watch)
+    sampling = sampling_of(settings.model)
+    report = engine.check(settings.data, sampling=sampling, decode=decode, threads=threads, progress=with_bar)
     narrow = [{key: value for key, value in row.items() if key not in _JSON_ONLY} for row in report["splits"]]
     rows = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in narrow]
     print_rows(f"Data of {config} (min / median / max)", rows, as_json=report if as_json else None)
@@ -98,6 +104,25 @@ def check(
     for warning in report["warnings"]:
         complain(f"warning: {warning}.")
     raise typer.Exit(int(not report["ok"]))
+
+
+def sampling_of(model: ModelSettings) -> Sampling | None:
+    """Return the frames that a model takes of a video, or None where only a download would tell."""
+    from sttm import models
+    from sttm.data.transforms.preprocess import Preprocess
+    from sttm.data.transforms.processor_config import FAMILIES
+    from sttm.data.video.read import Sampling
+
+    own: Sampling | None = None
+    if model.start is not None and (model.start in models.BUNDLED or Path(model.start).is_dir()):
+        own = Preprocess.from_folder(models.resolve(model.start)).sampling
+    elif model.family in FAMILIES:
+        family = FAMILIES[model.family]
+        own = Sampling(int(model.config.get(family.num_frames_key) or family.num_frames))
+    frames = model.frames or (own.num_frames if own else None)
+    mode = model.sampling or (own.mode if own else "uniform")
+    stride = model.stride or (own.stride if own and mode == "dense" else 1)
+    return None if frames is None else Sampling(frames, mode, stride)
 
 
 def _print_record(record: Mapping[str, Any]) -> None:

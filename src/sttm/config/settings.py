@@ -43,7 +43,7 @@ class SplitSettings(_Strict):
     list: Path
     """An annotation file, a folder with a folder for each class, or a pattern of tar shards."""
     layout: str = "auto"
-    """How to read it (see `sttm.data.datasets.video_set.LAYOUTS`); "auto" looks at the file."""
+    """How to read it (see `sttm.data.datasets.formats.FORMATS`); "auto" looks at the file."""
     root: Path | None = None
     """Folder that the videos' paths start from; `data.root` if left out, or else the list's own folder."""
     split: str | None = None

@@ -1,7 +1,9 @@
 """Clips for training and for evaluation, decoded ahead of the model.
 
-All that is random in training is a function of the seed and of a clip's position in one endless stream of videos, an
-epoch after the other, so that neither the number of workers nor the step at which one starts changes a pixel.
+Evaluation: `read_ahead` yields one Sample a video, decoded and preprocessed by threads. Training: `training_batches`
+yields the micro-batches of each step, made by worker processes. All randomness of training is a function of the seed
+and of a clip's position in one endless stream of videos, an epoch after the other, so that neither the number of
+workers nor the step at which one starts changes a pixel.
 
 Legend: B clips, V views of one video, T frames, C colours, H height, W width, K classes.
 """
@@ -15,50 +17,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sttm.config.settings import Settings
+from sttm.data.datasets.video_set import VideoSet
 from sttm.data.transforms.augment import Augment
-from sttm.data.transforms.mixup import mix_pairs
+from sttm.data.transforms.mixup import mixup_pairs
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.video.cache import Kept
-from sttm.data.video.read import Clip, Sampling
+from sttm.data.video.cache import VideoCache
+from sttm.data.video.video import Video
 from sttm.data.workers import load_in_order
 from sttm.errors import SttmError
 
-if TYPE_CHECKING:
-    from sttm.data.datasets.video_set import Video, VideoSet
-
 READ_AHEAD_BYTES = 2**30  # for pixels of evaluation that wait for the model
-ORDER, FRAMES, VIEW, MIX = range(4)  # what a draw is for
+ORDER, FRAMES, AUGMENT, MIXUP = range(4)  # what a random generator is for
 
-
-Place = tuple[int, int]  # position in the stream, number of the video
+StreamItem = tuple[int, int]  # position in the stream, index of the video
 Result = TypeVar("Result")
 
 
-@dataclass
-class Batch:
-    """One micro-batch of training clips, on the CPU."""
-
-    pixels_BTCHW: Tensor
-    targets_BK: Tensor
-    """Shares of the classes: one-hot, or mixed."""
-    weight_B: Tensor
-    """1, or 0 for an unreadable video, whose pixels are zeros."""
-    files: list[str]
-    """What each clip was read from."""
-    errors: list[tuple[str, str]] = field(default_factory=list)
-    """Each unreadable video, with the reason."""
-
-
 @dataclass(frozen=True)
-class Reading:
-    """What reading one video came to: pixels, or an error."""
+class Sample:
+    """One video read for evaluation: its pixels, or the error."""
 
     index: int
     path: str
@@ -71,16 +55,76 @@ class Reading:
     """Different frames of the file in all views."""
 
 
-class Readable(Protocol):
-    """One thing to read: a video of a data set, or a file named on the command line."""
+@dataclass
+class Batch:
+    """One micro-batch of training clips, on the CPU."""
 
-    @property
-    def path(self) -> str: ...
+    pixels_BTCHW: Tensor
+    targets_BK: Tensor
+    """Probabilities of the classes: one-hot, or mixed."""
+    weight_B: Tensor
+    """1, or 0 for an unreadable video, whose pixels are zeros."""
+    files: list[str]
+    """What each clip was read from."""
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    """Each unreadable video, with the reason."""
 
-    @property
-    def label(self) -> int | None: ...
 
-    def read(self, sampling: Sampling, /) -> list[Clip]: ...
+# --- Evaluation ---------------------------------------------------------------------------------------------
+
+
+def read_ahead(
+    videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int
+) -> Generator[Sample]:
+    """Yield a Sample of every video in order, decoded ahead by threads.
+
+    PyAV and Pillow release the GIL, so threads decode as fast as processes would, start at once and hand the pixels
+    over without a copy. Closing the generator ends the threads.
+
+    Args:
+        views: temporal views and spatial crops of each video.
+        workers: threads.
+    """
+    height, width = preprocess.crop or (224, 224)
+    num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
+    ahead = max(workers + 1, min(32, READ_AHEAD_BYTES // num_bytes))
+    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="sttm-read")
+    to_do, pending = iter(enumerate(videos)), deque[Future[Sample]]()
+    try:
+        pending.extend(pool.submit(_read_sample, *item, preprocess, views) for item in islice(to_do, ahead))
+        while pending:
+            sample = pending.popleft().result()
+            pending.extend(pool.submit(_read_sample, *item, preprocess, views) for item in islice(to_do, 1))
+            yield sample
+    finally:  # also reached when the consumer stops early
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_sample(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:
+    """Decode and preprocess one video; whatever goes wrong becomes its error."""
+    started = time.perf_counter()
+    sampling = replace(preprocess.sampling, views=views[0])
+    clips, error = _attempt(lambda: video.read(sampling))
+    pixels_VTCHW = None
+    if clips is not None:
+        pixels_VTCHW, error = _attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
+    warnings = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
+    frames = {frame for clip in clips or () for frame in clip.indices}
+    seconds = time.perf_counter() - started
+    return Sample(index, video.path, video.label, pixels_VTCHW, warnings, error, seconds, len(frames))
+
+
+def _attempt(read: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """Return a result, or the reason why there is none: a bad video costs only itself."""
+    try:
+        return read(), None
+    except SttmError as error:
+        return None, str(error)
+    except Exception as error:  # a bug of ours or of a codec is reported like a bad file
+        return None, f"reading it failed unexpectedly: {type(error).__name__}: {error}"
+
+
+# --- Training -----------------------------------------------------------------------------------------------
 
 
 def training_batches(
@@ -100,165 +144,115 @@ def training_batches(
     An epoch shows each video once, in an order of its own; a step that reaches beyond its end goes on with the next.
     Close the generator, or exhaust it, to end its worker processes.
 
+    Args:
+        rank, world: number of this process, and of all processes.
+        micro_batch: clips that go through the model at once.
+        workers: processes that decode; 0 decodes in this one.
+
     Raises:
         SttmError: if the sizes do not divide, a video has no label, or a worker dies.
     """
-    plan = _Plan(videos, settings, first_step, last_step, rank, world, micro_batch)
-    return _steps(load_in_order(_MicroBatches(videos, preprocess, settings), plan, workers), plan)
+    sampler = _BatchSampler(len(videos.videos), settings, range(first_step, last_step), rank, world, micro_batch)
+    return _steps(load_in_order(_TrainingClips(videos, preprocess, settings), sampler, workers), sampler)
 
 
-def _steps(loaded: Generator[Batch], plan: _Plan) -> Generator[list[Batch]]:
-    with closing(loaded):
-        for _ in plan.steps:
-            yield list(islice(loaded, plan.accumulation))
+def _steps(batches: Generator[Batch], sampler: _BatchSampler) -> Generator[list[Batch]]:
+    with closing(batches):
+        for _ in sampler.steps:
+            yield list(islice(batches, sampler.accumulation))
 
 
-def read_ahead(
-    videos: Iterable[Readable], preprocess: Preprocess, views: tuple[int, int], workers: int
-) -> Generator[Reading]:
-    """Yield every video in order, temporal views times spatial crops of each, decoded ahead by threads.
-
-    PyAV and Pillow release the interpreter, so threads decode as fast as processes would, start at once and hand
-    the pixels over without a copy.
-    """
-    height, width = preprocess.crop or (224, 224)
-    num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
-    ahead = max(workers + 1, min(32, READ_AHEAD_BYTES // num_bytes))
-    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="sttm-read")
-    to_do, under_way = iter(enumerate(videos)), deque[Future[Reading]]()
-    try:
-        under_way.extend(pool.submit(_read_views, *item, preprocess, views) for item in islice(to_do, ahead))
-        while under_way:
-            reading = under_way.popleft().result()
-            under_way.extend(pool.submit(_read_views, *item, preprocess, views) for item in islice(to_do, 1))
-            yield reading
-    finally:  # reached as well when the taker stops early
-        pool.shutdown(cancel_futures=True)
-
-
-def _read_views(index: int, video: Readable, preprocess: Preprocess, views: tuple[int, int]) -> Reading:
-    """Decode and preprocess one video; whatever goes wrong becomes its error."""
-    started = time.perf_counter()
-    sampling = replace(preprocess.sampling, views=views[0])
-    clips, error = _attempt(lambda: video.read(sampling))
-    pixels_VTCHW = None
-    if clips is not None:
-        pixels_VTCHW, error = _attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
-    notes = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
-    frames = {frame for clip in clips or () for frame in clip.indices}
-    seconds = time.perf_counter() - started
-    return Reading(index, video.path, video.label, pixels_VTCHW, notes, error, seconds, len(frames))
-
-
-def _attempt(read: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """A result, or the reason why there is none: one bad video costs itself only."""
-    try:
-        return read(), None
-    except SttmError as error:
-        return None, str(error)
-    except Exception as defect:  # of ours or of a codec: it is told
-        return None, f"reading it failed unexpectedly: {type(defect).__name__}: {defect}"
-
-
-class _Plan:
-    """Which videos make up each micro-batch of one process."""
+class _BatchSampler:
+    """The videos of each micro-batch of one process."""
 
     def __init__(
-        self,
-        videos: VideoSet,
-        settings: Settings,
-        first_step: int,
-        last_step: int,
-        rank: int,
-        world: int,
-        micro_batch: int,
+        self, num_videos: int, settings: Settings, steps: range, rank: int, world: int, micro_batch: int
     ) -> None:
         batch_size, repeats = settings.optimizer.batch_size, settings.augment.repeats
         if batch_size % (world * micro_batch):
             raise SttmError(
-                f"optimizer.batch_size={batch_size} cannot be shared among {world} processes in micro-batches of "
-                f"{micro_batch}; make it a multiple of {world * micro_batch}."
+                f"optimizer.batch_size={batch_size} cannot be divided among {world} processes in micro-batches of "
+                f"{micro_batch}; make it a multiple of {world * micro_batch}"
             )
         if micro_batch % repeats:
             raise SttmError(
                 f"optimizer.micro_batch={micro_batch} is not a multiple of augment.repeats={repeats}, so that the "
-                "clips of a video would be torn apart; make it one."
+                "clips of one video would be in different micro-batches; make it a multiple"
             )
         if settings.augment.mixes and micro_batch // repeats % 2:
             raise SttmError(
-                f"A micro-batch holds {micro_batch // repeats} different videos, but mixup and cutmix take them in "
-                "pairs; give an even optimizer.micro_batch (over augment.repeats), or mixup: 0 and cutmix: 0."
+                f"a micro-batch holds {micro_batch // repeats} different videos, but mixup and cutmix take them in "
+                "pairs; give an even optimizer.micro_batch (over augment.repeats), or mixup: 0 and cutmix: 0"
             )
-        self.num_videos, self.seed = len(videos.videos), settings.run.seed
+        self.num_videos, self.seed = num_videos, settings.run.seed
         self.per_step, self.length = batch_size // repeats, micro_batch // repeats
         self.accumulation = batch_size // (world * micro_batch)
-        self.steps, self.rank, self.world = range(first_step, last_step), rank, world
+        self.steps, self.rank, self.world = steps, rank, world
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[StreamItem]]:
         epoch, order = -1, np.arange(0)
         for step in self.steps:
             for m in range(self.accumulation):
                 start = step * self.per_step + (m * self.world + self.rank) * self.length
-                places = []
+                items = []
                 for position in range(start, start + self.length):
                     if position // self.num_videos != epoch:
                         epoch = position // self.num_videos
-                        order = _generator(self.seed, ORDER, epoch).permutation(self.num_videos)
-                    places.append((position, int(order[position % self.num_videos])))
-                yield places
+                        order = _rng(self.seed, ORDER, epoch).permutation(self.num_videos)
+                    items.append((position, int(order[position % self.num_videos])))
+                yield items
 
 
-class _MicroBatches:
-    """Makes the micro-batch of a list of places; lives in each worker."""
+class _TrainingClips:
+    """The micro-batch of each list of stream items; every worker has a copy."""
 
     def __init__(self, videos: VideoSet, preprocess: Preprocess, settings: Settings) -> None:
         if not videos.videos:
-            raise SttmError("There is no video to train on; check data.train.")
+            raise SttmError("there is no video to train on; check data.train")
         unlabelled = next((video for video in videos.videos if video.label is None), None)
         if unlabelled is not None:
-            raise SttmError(
-                f"{unlabelled.path} has no label, so nothing can be learnt from it; give a list with labels."
-            )
+            raise SttmError(f"{unlabelled.path} has no label, which training needs; give a list with labels")
         self.videos, self.classes, self.seed = videos.videos, len(videos.classes), settings.run.seed
         self.settings = settings.augment
         self.sampling = replace(preprocess.sampling, views=1)
-        self.augment = Augment(settings.augment, preprocess, mirror=not videos.direction_sensitive)
-        self.kept = Kept(settings.data.cache_gib * 2**30) if settings.data.cache_gib else None
+        self.augment = Augment(settings.augment, preprocess, may_flip=not videos.direction_sensitive)
+        self.cache = VideoCache(settings.data.cache_gib * 2**30) if settings.data.cache_gib else None
 
-    def __getitem__(self, places: list[Place]) -> Batch:
-        repeats, length = self.settings.repeats, len(places)
+    def __getitem__(self, items: list[StreamItem]) -> Batch:
+        """Decode, augment and collate: the clips of one video are `len(items)` apart."""
+        repeats, length = self.settings.repeats, len(items)
         shape = (repeats * length, self.sampling.num_frames, 3, *self.augment.size)
         batch = Batch(
             pixels_BTCHW=torch.zeros(shape),
-            targets_BK=torch.zeros(len(places) * repeats, self.classes),
-            weight_B=torch.ones(len(places) * repeats),
-            files=[self.videos[number].path for _, number in places] * repeats,
+            targets_BK=torch.zeros(length * repeats, self.classes),
+            weight_B=torch.ones(length * repeats),
+            files=[self.videos[index].path for _, index in items] * repeats,
         )
-        for i, (position, number) in enumerate(places):
-            video, every = self.videos[number], slice(i, None, length)
+        for i, (position, index) in enumerate(items):
+            video, clips_of_video = self.videos[index], slice(i, None, length)
             assert video.label is not None
-            batch.targets_BK[every, video.label] = 1
+            batch.targets_BK[clips_of_video, video.label] = 1
             pixels, error = _attempt(lambda: self._clips(video, position))  # noqa: B023 - called at once
             if pixels is None:
-                batch.weight_B[every] = 0
+                batch.weight_B[clips_of_video] = 0
                 batch.errors.append((video.path, str(error)))
             else:
-                batch.pixels_BTCHW[every] = torch.stack(pixels)
+                batch.pixels_BTCHW[clips_of_video] = torch.stack(pixels)
         if self.settings.mixes:
-            pairs = [(position, r) for r in range(repeats) for position, _ in places[::2]]
-            draws = [_generator(self.seed, MIX, *pair) for pair in pairs]
-            mix_pairs(batch.pixels_BTCHW, batch.targets_BK, batch.weight_B, draws, self.settings)
+            pairs = [(position, r) for r in range(repeats) for position, _ in items[::2]]
+            rngs = [_rng(self.seed, MIXUP, *pair) for pair in pairs]
+            mixup_pairs(batch.pixels_BTCHW, batch.targets_BK, batch.weight_B, rngs, self.settings)
         return batch
 
     def _clips(self, video: Video, position: int) -> list[Tensor]:
-        """Decode a video once and vary it as often as wanted."""
-        (clip,) = video.read(self.sampling, _generator(self.seed, FRAMES, position), kept=self.kept)
-        draws = [_generator(self.seed, VIEW, position, r) for r in range(self.settings.repeats)]
-        return [self.augment(clip.frames_TCHW, draw) for draw in draws]
+        """Decode a video once, and augment it once a repeat."""
+        (clip,) = video.read(self.sampling, _rng(self.seed, FRAMES, position), cache=self.cache)
+        rngs = [_rng(self.seed, AUGMENT, position, r) for r in range(self.settings.repeats)]
+        return [self.augment(clip.frames_TCHW, rng) for rng in rngs]
 
 
-def _generator(*key: int) -> np.random.Generator:
+def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)

@@ -1,7 +1,7 @@
-"""Worker processes that make items ahead of their taker, in order, and leave the rest of the program alone.
+"""Worker processes that load items ahead and in order, without side effects on the rest of the program.
 
-torch's DataLoader does the work; here it is kept from drawing random numbers, from warning, and from striking down
-a training step with its signal handler.
+torch's DataLoader does the work; here it is kept from using the global random state, from warning, and from
+interrupting a training step with its signal handler.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from sttm.errors import SttmError
 Item = TypeVar("Item", covariant=True)
 
 
-class Maker(Protocol[Item]):
-    """What makes an item of each order."""
+class Dataset(Protocol[Item]):
+    """Loads an item for each key."""
 
-    def __getitem__(self, order: Any, /) -> Item: ...
+    def __getitem__(self, key: Any, /) -> Item: ...
 
 
-class Orders(Protocol):
-    """What is to be made."""
+class Sampler(Protocol):
+    """The keys, in order."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
 
-def load_in_order(maker: Maker[Item], orders: Orders, workers: int) -> Generator[Item]:
-    """Make an item of each order in worker processes, or in this one where `workers` is 0.
+def load_in_order(dataset: Dataset[Item], sampler: Sampler, workers: int) -> Generator[Item]:
+    """Load the item of each key in worker processes, or in this one where `workers` is 0.
 
     Closing the generator ends the workers at once.
 
@@ -46,14 +46,14 @@ def load_in_order(maker: Maker[Item], orders: Orders, workers: int) -> Generator
     """
     with _quiet_start():
         loader: Any = DataLoader(
-            maker,  # type: ignore[arg-type]
-            sampler=orders,
+            dataset,  # type: ignore[arg-type]
+            sampler=sampler,
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_parent,
+            collate_fn=_identity,
+            worker_init_fn=_ignore_signals,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            generator=torch.Generator(),  # or it would draw from the one that dropout uses
+            generator=torch.Generator(),  # or it would use the global one, which dropout uses
         )
         items = iter(loader)
     try:
@@ -63,7 +63,7 @@ def load_in_order(maker: Maker[Item], orders: Orders, workers: int) -> Generator
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise _explained(error) from None
+                raise _worker_error(error) from None
             yield item
     finally:
         if workers:
@@ -71,9 +71,9 @@ def load_in_order(maker: Maker[Item], orders: Orders, workers: int) -> Generator
 
 
 def _stop(items: Any) -> None:
-    """Kill the workers, which have nothing to lose.
+    """Kill the workers, which hold no state worth saving.
 
-    torch would ask them, through a lock that waits for ever if a worker has died while it held it.
+    torch would ask them to end, through a lock that blocks for ever if a worker has died while it held it.
     """
     if not items._shutdown:
         items._shutdown = True
@@ -87,25 +87,26 @@ def _stop(items: Any) -> None:
         queue.close()
 
 
-def _explained(error: RuntimeError) -> RuntimeError | SttmError:
+def _worker_error(error: RuntimeError) -> RuntimeError | SttmError:
+    """Return one sentence for the death of a worker, any other error as it is."""
     if "DataLoader worker" not in str(error):
         return error
     return SttmError(
-        "A worker process that decodes videos has died, most often for want of memory (or of shared memory, "
-        "/dev/shm); give fewer data.workers or less data.cache_gib, and start again."
+        "a worker process that decodes videos has died, most often because memory (or shared memory, /dev/shm) ran "
+        "out; give fewer data.workers or less data.cache_gib, and start again"
     )
 
 
 @contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Start workers without warnings, and without torch's handler for dead ones, which raises anywhere in a step.
+    """Start workers without warnings, and without torch's SIGCHLD handler, which could raise anywhere in a step.
 
-    Ctrl-C and SIGTERM wait meanwhile: workers inherit that, so that none dies of one before it can ignore it.
+    Ctrl-C and SIGTERM are blocked meanwhile: workers inherit that, so that none dies of one before it ignores them.
     """
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if is_main and hasattr(signal, "SIGCHLD") else None
-    can_wait = hasattr(signal, "pthread_sigmask")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if can_wait else None
+    can_block = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if can_block else None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
@@ -118,11 +119,11 @@ def _quiet_start() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Ignore Ctrl-C and the scheduler's SIGTERM, which reach a whole group: the parent ends its workers itself."""
+def _ignore_signals(_: int) -> None:
+    """Ignore Ctrl-C and the scheduler's SIGTERM, which reach the whole process group: the parent ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _as_it_is(item: Item) -> Item:  # type: ignore[misc]
+def _identity(item: Item) -> Item:  # type: ignore[misc]
     return item

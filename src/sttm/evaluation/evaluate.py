@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sttm.data.datasets.labels import Classes
 from sttm.data.datasets.video_set import VideoSet
-from sttm.data.loader import Reading, read_ahead
+from sttm.data.loader import Sample, read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
 from sttm.evaluation.inference import NOT_FINITE, Average, labels_of, reading_threads, scores, videos_at_once
@@ -91,7 +91,7 @@ def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
     """
     known = Classes.of(labels, "the model")
     used = sorted({video.label for video in videos.videos if video.label is not None})
-    numbers = {number: known.place(videos.classes[number]) for number in used}
+    numbers = {number: known.index(videos.classes[number]) for number in used}
     strangers = [videos.classes[number] for number, own in numbers.items() if own is None]
     if strangers:
         more = f" nor {len(strangers) - 1} other{'s' * (len(strangers) > 2)} of the data" if strangers[1:] else ""
@@ -102,7 +102,7 @@ def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
     return {number: own for number, own in numbers.items() if own is not None}
 
 
-def _answer(reading: Reading, scores_K: Tensor | None, numbers: dict[int, int]) -> Answer:
+def _answer(reading: Sample, scores_K: Tensor | None, numbers: dict[int, int]) -> Answer:
     truth = None if reading.label is None else numbers[reading.label]
     answer = Answer(reading.index, reading.path, truth, warnings=reading.warnings, error=reading.error)
     if scores_K is None:

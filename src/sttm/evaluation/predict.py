@@ -7,7 +7,6 @@ import glob
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,39 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttm.data.datasets.lists import VIDEO_SUFFIXES
-from sttm.data.loader import Reading, read_ahead
+from sttm.data.loader import Sample, read_ahead
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.video.read import Clip, Sampling, read
-from sttm.errors import SttmError
+from sttm.data.video.video import VIDEO_SUFFIXES, Video
 from sttm.evaluation.inference import NOT_FINITE, labels_of, scores, videos_at_once
 
 
-@dataclass(frozen=True)
-class Source:
-    """One thing to classify: the path as it will be reported, or the reason why there is nothing to read."""
-
-    path: str
-    error: str | None = None
-    label: None = None
-
-    def read(self, sampling: Sampling) -> list[Clip]:
-        """Its clips; raises SttmError where there is nothing to read."""
-        if self.error is not None:
-            raise SttmError(self.error)
-        return read(self.path, sampling)
-
-
-def find_videos(inputs: Iterable[str]) -> list[Source]:
+def find_videos(inputs: Iterable[str]) -> list[Video]:
     """Files as they are, folders searched through for video files, patterns expanded as a shell would.
 
-    Nothing is lost: an input that yields no file becomes a Source with an error that says why.
+    Nothing is lost: an input that yields no file becomes a Video with an error that says why.
     """
     return [source for name in inputs for source in _expand(name)]
 
 
 def predict(
-    sources: Iterable[Source],
+    sources: Iterable[Video],
     model: nn.Module,
     preprocess: Preprocess,
     *,
@@ -90,36 +72,36 @@ def predict(
                     yield _record(reading, next(found), labels, top_k=top_k, compute=compute, seconds=seconds)
 
 
-def _expand(name: str) -> Iterator[Source]:
+def _expand(name: str) -> Iterator[Video]:
     """The sources that one input of the command line stands for; always at least one."""
     try:
         is_folder, exists = Path(name).is_dir(), Path(name).exists()
     except OSError as error:  # a name that is too long, say
-        yield Source(name, f"cannot be looked up: {error.strerror}")
+        yield Video(name, error=f"cannot be looked up: {error.strerror}")
         return
     if is_folder:
         yield from _in_folder(Path(name))
     elif exists or not any(sign in name for sign in "*?["):
-        yield Source(name)  # if it is not there, the reader says so
+        yield Video(name)  # if it is not there, the reader says so
     else:
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
-            yield Source(name, "this pattern matches no file; check the folder and the quotes around it")
+            yield Video(name, error="this pattern matches no file; check the folder and the quotes around it")
         for match in map(Path, matches):
-            yield from _in_folder(match) if match.is_dir() else [Source(str(match))]
+            yield from _in_folder(match) if match.is_dir() else [Video(str(match))]
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
+def _in_folder(folder: Path) -> Iterator[Video]:
     """Every video file of a folder and the folders in it, by suffix, in the order of their names."""
     inside = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     found = sorted(path for path in inside if not path.name.startswith("."))
     if not found:
-        yield Source(str(folder), "this folder holds no video file; name one that does, or the files themselves")
-    yield from (Source(str(path)) for path in found)
+        yield Video(str(folder), error="this folder holds no video file; name one that does, or the files themselves")
+    yield from (Video(str(path)) for path in found)
 
 
 def _record(
-    reading: Reading, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
+    reading: Sample, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
 ) -> dict[str, Any]:
     """The record of one clip that went through the model."""
     if not scores_K.isfinite().all():

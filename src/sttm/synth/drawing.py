@@ -1,6 +1,6 @@
-"""Draws textured shapes over cluttered settings: the paint box of the made videos.
+"""Draw textured shapes over cluttered backdrops: the parts of the synthetic videos.
 
-Legend: T frames, H x W a picture, h x w the window around one thing, 3 colours (RGB in [0, 1]).
+Legend: T frames, H x W a picture, h x w the window around one object, 3 colours (RGB in [0, 1]).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating[Any]]
 Rng = np.random.Generator
 
-# How far the largest shape reaches from its centre, in radii.
+# Largest distance of a shape's edge from its centre, in radii.
 REACH = 1.42
 
 
@@ -61,7 +61,7 @@ def _hard(wave: Array) -> Array:
 
 
 def _speckles(u: Array, v: Array) -> Array:
-    # An arithmetic hash of the cell: noise that needs no table and turns with the thing.
+    # An arithmetic hash of the cell: noise that needs no table and turns with the object.
     column, row = np.floor(u * 3.5), np.floor(v * 3.5)
     return np.modf(np.abs(np.sin(column * 12.9898 + row * 78.233) * 437.58))[0]
 
@@ -76,7 +76,7 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-# --- settings: from pixels in hundredths of the picture to a mix of two colours -------------------
+# --- backdrops: from pixels in hundredths of the picture to a mix of two colours -------------------
 
 
 def _bricks(x: Array, y: Array) -> Array:
@@ -85,7 +85,7 @@ def _bricks(x: Array, y: Array) -> Array:
     return np.clip(mortar / 2, 0, 1)
 
 
-SETTINGS: dict[str, Callable[[Array, Array], Array]] = {
+BACKDROPS: dict[str, Callable[[Array, Array], Array]] = {
     "waves": lambda x, y: 0.5 + 0.5 * np.sin(0.55 * y + 2.2 * np.sin(0.16 * x)),
     "bricks": _bricks,
     "tiles": lambda x, y: _hard(np.sin(0.3 * (x + y)) * np.sin(0.3 * (x - y))),
@@ -96,7 +96,7 @@ SETTINGS: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def colour(rng: Rng, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
-    """A random colour of any hue, saturation and value drawn from the ranges given; shape [3]."""
+    """Return a random colour [3] of any hue, with saturation and value from the given ranges."""
     hue, s, v = rng.uniform(0, 6), rng.uniform(*saturation), rng.uniform(*value)
     ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (v * (1 - s + s * ramp)).astype(np.float32)
@@ -104,7 +104,7 @@ def colour(rng: Rng, saturation: tuple[float, float], value: tuple[float, float]
 
 @dataclass(frozen=True)
 class Look:
-    """What a thing looks like, all its life."""
+    """The constant appearance of an object."""
 
     shape: str
     texture: str
@@ -112,24 +112,24 @@ class Look:
     light: Array
     outline: Array | None = None
     nose: bool = False
-    """A white bar from the centre to the rim: without it nobody could see a disc turn."""
+    """A white bar from the centre to the edge: without it the rotation of a disc would be invisible."""
 
     @property
     def name(self) -> str:
-        """What one would call it, as in "striped star"."""
+        """Texture and shape, such as "striped star"."""
         return f"{self.texture} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """One thing drawn for every frame, ready to be laid over pictures."""
+    """One object drawn for every frame, ready to be composited."""
 
     corner_T2: NDArray[np.int64]
     rgb_Thw3: Array
     alpha_Thw1: Array
 
-    def lay(self, picture_HW3: Array, frame: int) -> None:
-        """Lays the thing over one picture, in place; what reaches over the edge is cut off."""
+    def composite(self, picture_HW3: Array, frame: int) -> None:
+        """Blend the object over one picture, in place; parts outside the picture are cut off."""
         top, left = self.corner_T2[frame]
         side, (height, width) = self.rgb_Thw3.shape[1], picture_HW3.shape[:2]
         rows = slice(max(0, -top), min(side, height - top))
@@ -142,7 +142,7 @@ class Sprite:
 
 
 def draw(look: Look, pose_T4: Array) -> Sprite:
-    """Draws a thing at every pose (x, y, radius, angle) of a track, in pixels and radians, with soft edges.
+    """Draw an object at every pose (x, y, radius, angle) of a track, in pixels and radians, with soft edges.
 
     All frames are drawn at once in windows that just hold the largest one: no loop over pixels or frames.
     """
@@ -180,24 +180,24 @@ def random_look(
     nose: bool = False,
     dull: bool = False,
 ) -> Look:
-    """Chooses at random what was not given; dull colours suit clutter."""
+    """Choose at random what is not given; dull colours are for clutter."""
     shape, texture = shape or str(rng.choice(list(SHAPES))), texture or str(rng.choice(list(TEXTURES)))
     saturation = (0.0, 0.3) if dull else (0.2, 0.6)
     dark, light = colour(rng, saturation, (0.1, 0.35)), colour(rng, saturation, (0.45, 0.75))
     return Look(shape, texture, dark, light, outline, nose)
 
 
-def backdrop(rng: Rng, size: int, setting: str, clutter: int) -> Array:
-    """A setting in random muted colours under still clutter; shape [size, size, 3]."""
+def draw_backdrop(rng: Rng, size: int, name: str, clutter: int) -> Array:
+    """Draw a backdrop [size, size, 3] in random muted colours, with `clutter` still objects over it."""
     unit = size / 100
     tilt, zoom = rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.2) / unit
     pixel = np.arange(size, dtype=np.float32) * np.float32(zoom)
     x, y = pixel[None] + np.float32(tilt) * pixel[:, None], pixel[:, None] - np.float32(tilt) * pixel[None]
-    mix = SETTINGS[setting](x + rng.uniform(0, 40), y + rng.uniform(0, 40))[..., None]
+    mix = BACKDROPS[name](x + rng.uniform(0, 40), y + rng.uniform(0, 40))[..., None]
     dark, light = colour(rng, (0.1, 0.4), (0.2, 0.4)), colour(rng, (0.05, 0.35), (0.4, 0.65))
     picture = (dark + mix * (light - dark)).astype(np.float32)
     for _ in range(clutter):
         x, y = rng.uniform(0, size, 2)
         pose_14 = np.array([[x, y, rng.uniform(4, 11) * unit, rng.uniform(0, 2 * np.pi)]])
-        draw(random_look(rng, dull=True), pose_14).lay(picture, 0)
+        draw(random_look(rng, dull=True), pose_14).composite(picture, 0)
     return picture

@@ -1,10 +1,9 @@
-"""How things move in made videos: the classes that only time tells apart, and the tracks that show them.
+"""How objects move in synthetic videos: the classes that only time distinguishes, and their tracks.
 
-One idea keeps *motion* honest. A clip has six channels: across, down, size and angle of a target, the gap
-between a pair, and the way of a passer around the target. In every clip each channel visits the same evenly
-spaced values, one a frame; the class is only the order in which one of them does, while the five others sway,
-whatever the class. So no single frame can tell, shuffled frames hardly, and a class played backwards is
-another class or itself.
+A clip of *motion* has six channels: across, down, size and angle of a target, the gap between a pair, and the way
+of a passer around the target. In every clip each channel takes the same evenly spaced values, one a frame; the
+class is only the order in which one channel takes them, while the five others sway whatever the class. So no single
+frame tells the class, shuffled frames hardly do, and a class played backwards is another class or itself.
 
 Legend: T frames.
 """
@@ -24,7 +23,7 @@ ORDERS = ("grow", "shrink", "drop", "spring", "peak", "dip", "sway")
 
 @dataclass(frozen=True)
 class Motion:
-    """One class of *motion*: the channel that matters, and the order in which it visits its values."""
+    """One class of *motion*: the channel that matters, and the order in which it takes its values."""
 
     template: str
     """As Something-Something writes it, with [something] for a name."""
@@ -35,7 +34,7 @@ class Motion:
 
     @property
     def label(self) -> str:
-        """The class: the template without its square brackets."""
+        """The name of the class: the template without its square brackets."""
         return self.template.replace("[", "").replace("]", "")
 
 
@@ -58,27 +57,27 @@ def _motions() -> tuple[Motion, ...]:
         ("across", "dip", "Pretending to move [something] left and going back"),
         ("across", "peak", "Pretending to move [something] right and going back"),
     )
-    told = []
+    motions = []
     for channel, first, second, template, backwards in mirrored:
-        told.append(Motion(template, channel, first, backwards))
-        told.append(Motion(backwards, channel, second, template))
-    return tuple(told) + tuple(Motion(text, channel, order, text) for channel, order, text in palindromes)
+        motions.append(Motion(template, channel, first, backwards))
+        motions.append(Motion(backwards, channel, second, template))
+    return tuple(motions) + tuple(Motion(text, channel, order, text) for channel, order, text in palindromes)
 
 
 MOTIONS = _motions()
 MOTION_CLASSES = tuple(motion.label for motion in MOTIONS)
 
 
-# --- how things move ------------------------------------------------------------------------------
+# --- tracks ---------------------------------------------------------------------------------------
 
 
 def _triangle(turns: Values) -> Values:
-    """A wave that is low at 0 turns, high at a half, and low again at 1."""
+    """Return a triangle wave: 0 at 0 turns, 1 at a half, 0 again at 1."""
     return 1 - np.abs(2 * (turns % 1) - 1)
 
 
 def _height(time: Values) -> Values:
-    """Height of a ball let go at 0 from 1: it lands at 0.4 and bounces, lower each time."""
+    """Return the height of a ball dropped at time 0 from 1: it lands at 0.4 and bounces, lower each time."""
     height, landed, top, half = np.zeros_like(time), -0.4, 1.0, 0.4
     for _ in range(3):
         arc = (time - landed) / half - 1
@@ -87,14 +86,16 @@ def _height(time: Values) -> Values:
     return height
 
 
-def visit(order: str, frames: int, rng: Rng, *, shy: bool = False) -> Values:
-    """Visits `frames` evenly spaced values in [-1, 1], each once, in the order named; shape [T].
+def visit(order: str, frames: int, rng: Rng, *, central: bool = False) -> Values:
+    """Return `frames` evenly spaced values in [-1, 1], each once, in the named order; shape [T].
 
-    Whatever the order, the values are the same: that keeps single frames and shuffled frames mute. To go
+    The values are the same for every order, so that single frames and shuffled frames tell nothing. To go
     there and back, a path takes every second value on its way there and the others on its way back.
-    `shy` keeps a sway from beginning near either end, where it would look like a peak or a dip.
+
+    Args:
+        central: start a sway away from either end, where it would look like a peak or a dip.
     """
-    # A quarter frame off the beat: no two frames of a wave are equal, and chance says which come lower.
+    # Shifted by a quarter frame: no two frames of a wave are equal, and it is random which is lower.
     time = (np.arange(frames) + rng.choice([0.25, 0.75])) / frames
     match order:
         case "grow" | "shrink":
@@ -106,11 +107,11 @@ def visit(order: str, frames: int, rng: Rng, *, shy: bool = False) -> Values:
         case "spring":
             path = -_height(time)[::-1]
         case _:
-            edge = 0.05 if shy else 0.0
+            edge = 0.05 if central else 0.0
             begin = rng.uniform(edge, 0.5 - edge) + 0.5 * rng.integers(2)
-            # Now faster, now slower, each by itself: two sways in step would tell that neither is the class.
-            haste = np.sin(2 * np.pi * (time + rng.uniform())) / (2 * np.pi)
-            path = _triangle(begin + time + 0.9 * (haste - haste[0]))
+            # Of varying speed, each channel by itself: two sways in phase would tell that neither is the class.
+            speed = np.sin(2 * np.pi * (time + rng.uniform())) / (2 * np.pi)
+            path = _triangle(begin + time + 0.9 * (speed - speed[0]))
     if order in ("shrink", "dip"):
         path = -path
     rank = path.argsort(kind="stable").argsort()
@@ -118,10 +119,10 @@ def visit(order: str, frames: int, rng: Rng, *, shy: bool = False) -> Values:
 
 
 def circle(order: str, frames: int, rng: Rng) -> tuple[Values, Values]:
-    """Where a passer is beside the target, in [-1, 1], and whether before it (1) or behind (0).
+    """Return where a passer is beside the target, in [-1, 1], and whether before it (1) or behind (0); shapes [T].
 
-    Both have shape [T]. The places are those of one round. A class walks it; a sway swings there and back
-    before the target and there and back behind it, with as much of either in both halves of the clip.
+    The positions are those of one circle. A class follows it; a sway goes there and back before the target and
+    there and back behind it, with as much of either in both halves of the clip.
     """
     turn = (np.arange(frames) + 0.5) / frames
     walk = np.arange(frames)
@@ -137,9 +138,9 @@ def circle(order: str, frames: int, rng: Rng) -> tuple[Values, Values]:
 
 
 def tracks_of(orders: dict[str, str], frames: int, size: int, rng: Rng) -> Tracks:
-    """Every thing's place in every frame, in pixels and radians."""
+    """Return every object's position in every frame, in pixels and radians; see `SyntheticClip.tracks`."""
     unit = size / 112
-    at = {c: visit(orders[c], frames, rng, shy=c in ("across", "gap")) for c in CHANNELS}
+    at = {c: visit(orders[c], frames, rng, central=c in ("across", "gap")) for c in CHANNELS}
     much = dict(zip(CHANNELS, rng.uniform(0.85, 1.15, len(CHANNELS)), strict=True))
     middle = rng.uniform(28, 84, 2) * unit
     radius = rng.uniform(11.5, 16.5) * unit * np.exp(0.3 * much["size"] * at["size"])
@@ -147,7 +148,7 @@ def tracks_of(orders: dict[str, str], frames: int, size: int, rng: Rng) -> Track
     x, y = (m + 22 * unit * much[c] * at[c] for m, c in zip(middle, ("across", "down"), strict=True))
 
     between = rng.uniform(34, 78, 2) * unit
-    while np.hypot(*(between - middle)) < 26 * unit:  # the pair keeps off the target's middle, to be seen
+    while np.hypot(*(between - middle)) < 26 * unit:  # the pair must not cover the target's centre
         between = rng.uniform(34, 78, 2) * unit
     gap = unit * (16 + rng.uniform(0, 14) + 20 * much["gap"] * (1 + at["gap"]))
     slope = rng.uniform(0, 2 * np.pi)

@@ -1,6 +1,6 @@
-"""Makes folders of labelled videos: *motion*, told by time alone, and *scene*, told by any frame.
+"""Make folders of labelled synthetic videos: *motion*, whose classes need time, and *scene*, which any frame tells.
 
-A clip depends on its kind, seed and index alone: not on the machine's cores, nor on how many clips are made.
+A clip depends on its kind, seed and index alone: not on the number of cores, nor on the number of clips.
 
 Legend: T frames, H x W a picture, 3 colours.
 """
@@ -20,17 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import SttmError
-from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, Clip, plan, render
+from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, SyntheticClip, design, render
 from sttm.synth.motions import MOTION_CLASSES
 
 __all__ = [
     "CLASSES",
     "MOTION_CLASSES",
     "SCENE_CLASSES",
-    "Clip",
     "SynthSettings",
+    "encode",
     "make",
-    "plan",
     "render",
     "video_path",
 ]
@@ -40,7 +39,7 @@ FPS = 8
 
 @dataclass(frozen=True)
 class SynthSettings:
-    """What to make; the same settings always make the same clips."""
+    """Which videos to make; the same settings always make the same clips."""
 
     kind: str = "motion"
     """`motion` or `scene`."""
@@ -56,38 +55,38 @@ class SynthSettings:
     """The share of each split; together 1."""
 
     def __post_init__(self) -> None:
-        """Checks every field.
+        """Check every field.
 
         Raises:
-            SttmError: on the first field that cannot be.
+            SttmError: for the first impossible field.
         """
         if self.kind not in CLASSES:
-            raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them.")
+            raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them")
         least_clips = len(CLASSES[self.kind])
         limits = (("clips", least_clips, 10**7), ("seed", 0, 2**63), ("frames", 8, 1024), ("size", 32, 2048))
         for name, least, most in limits:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 reason = f" (one for each of the {least} classes)" if name == "clips" else ""
-                raise SttmError(f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}.")
+                raise SttmError(
+                    f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}; change it"
+                )
         for name in ("frames", "size"):
             if getattr(self, name) % 2:
-                raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or take away one.")
+                raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or subtract one")
         shares = (self.train, self.validation, self.test)
         if not (min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6):
-            raise SttmError(
-                f"train, validation and test are {shares}, but must be 0 or more and add up to 1; mend them."
-            )
+            raise SttmError(f"train, validation and test are {shares}, but must be 0 or more and add up to 1; fix them")
 
     def split(self, index: int) -> str:
-        """The split of clip `index`: first come the clips of train, then of validation, then of test."""
+        """Return the split of clip `index`: the first clips are of train, the next of validation, the last of test."""
         if index < round(self.clips * self.train):
             return "train"
         return "validation" if index < round(self.clips * (self.train + self.validation)) else "test"
 
 
 def video_path(settings: SynthSettings, index: int) -> Path:
-    """Where clip `index` lies in its folder: `videos/<id>.mp4`, or as Kinetics files are named."""
+    """Return the path of clip `index` in its folder: `videos/<id>.mp4`, or as Kinetics names its files."""
     if settings.kind == "motion":
         return Path("videos", f"{index}.mp4")
     label = SCENE_CLASSES[index % len(SCENE_CLASSES)]
@@ -103,18 +102,18 @@ def _seconds(settings: SynthSettings) -> int:
 
 
 def encode(pictures_THW3: NDArray[np.uint8], path: Path) -> None:
-    """Writes pictures as an h264 mp4 at 8 frames a second; the file appears only when it is whole."""
+    """Write pictures as an h264 mp4 at 8 frames a second; the file appears only when it is complete."""
     part = path.with_suffix(".part")
-    with av.open(str(part), "w", format="mp4") as box:
-        # One thread, or the bytes depend on the machine. Key frames only, or the first frame would be
-        # told from the others by its quality, and shuffled frames would tell where the video began.
+    with av.open(str(part), "w", format="mp4") as container:
+        # One thread, or the bytes depend on the machine. Key frames only, or the first frame would differ from the
+        # others in quality, and shuffled frames would tell where the video began.
         options = {"preset": "veryfast", "crf": "20", "threads": "1", "g": "1"}
-        stream = box.add_stream("libx264", rate=FPS, options=options)
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = pictures_THW3.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in pictures_THW3:
-            box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        box.mux(stream.encode())
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
     part.replace(path)
 
 
@@ -124,18 +123,18 @@ def _write(folder: Path, settings: SynthSettings, index: int) -> None:
 
 
 def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True) -> Path:
-    """Makes a folder of annotated clips, or goes on where an earlier run of the same settings stopped.
+    """Make a folder of annotated clips, or go on where an earlier run of the same settings stopped.
 
-    *motion* is laid out as Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,
-    labels.json; videos are .mp4 where the official ones are .webm), *scene* as Kinetics (kinetics_train.csv,
-    kinetics_val.csv, kinetics_test.csv). `synth.json` holds the settings, `tracks.jsonl` where things were.
+    *motion* has the format of Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,
+    labels.json; videos are .mp4 where the official ones are .webm), *scene* that of Kinetics (kinetics_train.csv,
+    kinetics_val.csv, kinetics_test.csv). `synth.json` holds the settings, `tracks.jsonl` the tracks.
 
     Args:
-        workers: processes; None is one for each core. The clips do not depend on it.
-        progress: a bar on a terminal.
+        workers: processes; None means one for each core. The clips do not depend on it.
+        progress: show a progress bar if stderr is a terminal.
 
     Raises:
-        SttmError: when the folder holds something else, or cannot be written.
+        SttmError: if the folder holds something else, or cannot be written.
     """
     folder = Path(folder)
     try:
@@ -147,30 +146,25 @@ def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = N
         _annotate(folder, settings)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SttmError(
-            f"Made videos cannot be written to {str(folder)!r} ({reason}); choose another folder."
-        ) from None
+        where = f"synthetic videos cannot be written to {str(folder)!r} ({reason})"
+        raise SttmError(f"{where}; choose another folder") from None
     return folder
 
 
 def _claim(folder: Path, settings: SynthSettings) -> None:
-    """Takes an empty folder, or one of the same settings."""
-    note, ours = folder / "synth.json", {"version": VERSION, "fps": FPS, **asdict(settings)}
+    """Accept an empty folder or one of the same settings, and write the settings there."""
+    file, ours = folder / "synth.json", {"version": VERSION, "fps": FPS, **asdict(settings)}
     folder.mkdir(parents=True, exist_ok=True)
-    if note.exists():
+    if file.exists():
         try:
-            theirs = json.loads(note.read_text(encoding="utf-8"))
+            theirs = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             theirs = None
         if theirs != ours:
-            raise SttmError(
-                f"{str(folder)!r} holds videos made with other settings; use the same ones, or a new folder."
-            )
+            raise SttmError(f"{str(folder)!r} holds videos of other settings; use the same ones, or a new folder")
     elif any(folder.iterdir()):
-        raise SttmError(
-            f"{str(folder)!r} is not empty and was not made by sttm synth; choose a new or an empty folder."
-        )
-    note.write_text(json.dumps(ours, indent=1), encoding="utf-8")
+        raise SttmError(f"{str(folder)!r} is not empty and not from sttm synth; choose a new or an empty folder")
+    file.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
 
 def _run(job: Callable[[int], None], indices: list[int], workers: int | None, progress: bool) -> None:
@@ -191,32 +185,33 @@ def _run(job: Callable[[int], None], indices: list[int], workers: int | None, pr
         for index in bar(indices):
             job(index)
         return
-    # spawn, because a fork of a process whose libraries hold threads may hang
+    # spawn, because a fork of a process with threads may hang
     with get_context("spawn").Pool(workers) as pool:
         for _ in bar(pool.imap_unordered(job, indices, chunksize=8)):
             pass
 
 
 def _annotate(folder: Path, settings: SynthSettings) -> None:
-    plans = [
-        plan(settings.kind, i, settings.seed, frames=settings.frames, size=settings.size)[0]
+    """Write the tracks, and the annotation files of the kind."""
+    clips = [
+        design(settings.kind, i, settings.seed, frames=settings.frames, size=settings.size)[0]
         for i in range(settings.clips)
     ]
     with (folder / "tracks.jsonl").open("w", encoding="utf-8") as lines:
-        for index, clip in enumerate(plans):
+        for index, clip in enumerate(clips):
             tracks = {name: np.round(track, 2).tolist() for name, track in clip.tracks.items()}
             video = video_path(settings, index).as_posix()
             record = {"id": str(index), "video": video, "label": clip.label, **tracks}
             lines.write(json.dumps(record, separators=(",", ":")) + "\n")
     write = _annotate_motion if settings.kind == "motion" else _annotate_scene
-    write(folder, settings, plans)
+    write(folder, settings, clips)
 
 
-def _annotate_motion(folder: Path, settings: SynthSettings, plans: list[Clip]) -> None:
-    """Writes the layout of Something-Something v2."""
+def _annotate_motion(folder: Path, settings: SynthSettings, clips: list[SyntheticClip]) -> None:
+    """Write the annotation files of Something-Something v2."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     answers = []
-    for index, clip in enumerate(plans):
+    for index, clip in enumerate(clips):
         split = settings.split(index)
         if split == "test":
             rows[split].append({"id": str(index)})
@@ -235,12 +230,12 @@ def _annotate_motion(folder: Path, settings: SynthSettings, plans: list[Clip]) -
     (folder / "labels.json").write_text(json.dumps(labels, indent=1), encoding="utf-8")
 
 
-def _annotate_scene(folder: Path, settings: SynthSettings, plans: list[Clip]) -> None:
-    """Writes the layout of Kinetics."""
+def _annotate_scene(folder: Path, settings: SynthSettings, clips: list[SyntheticClip]) -> None:
+    """Write the annotation files of Kinetics."""
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         with (folder / f"kinetics_{name}.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
-            for index, clip in enumerate(plans):
+            for index, clip in enumerate(clips):
                 if settings.split(index) == split:
                     table.writerow((clip.label, _youtube_id(index), 0, _seconds(settings), name))

@@ -1,4 +1,4 @@
-"""Tar shards: any video at its place, in the order of the shards, with the very bytes that went in."""
+"""Tar shards: random access to any video, in the order of the shards, with the same bytes that went in."""
 
 import io
 import json
@@ -47,21 +47,21 @@ def split(pattern: Path, **data: Any) -> VideoSet:
 
 def test_shards_are_read_in_order_and_at_any_place(clips: list[Path], tmp_path: Path):
     videos = split(pack(tmp_path, clips))
-    assert videos.layout == "shards" and videos.classes == ("0", "1", "2")
+    assert videos.format == "shards" and videos.classes == ("0", "1", "2")
     assert [video.label for video in videos.videos] == [number % 3 for number in range(7)]
     assert [video.path for video in videos.videos] == [f"{tmp_path}/s-{n // 3:06d}.tar/part/{n:03d}" for n in range(7)]
     for number in (6, 0, 3, 6):
         video = videos.videos[number]
-        assert video.part is not None and video.part.open().read() == clips[number].read_bytes()
+        assert video.member is not None and video.member.open().read() == clips[number].read_bytes()
         (clip,), (plain,) = video.read(Sampling(5)), read(clips[number], Sampling(5))
         assert torch.equal(clip.frames_TCHW, plain.frames_TCHW) and clip.path == video.path
         assert video.probe() == replace(probe(clips[number]), path=video.path)
 
 
-def test_drawn_frames_are_those_of_the_file(clips: list[Path], tmp_path: Path):
+def test_random_frames_are_those_of_the_file(clips: list[Path], tmp_path: Path):
     video = split(pack(tmp_path, clips)).videos[4]
     (one,) = video.read(Sampling(4), np.random.default_rng(3))
-    (two,) = read(clips[4], Sampling(4), draw=np.random.default_rng(3))
+    (two,) = read(clips[4], Sampling(4), rng=np.random.default_rng(3))
     assert one.indices == two.indices
 
 
@@ -100,7 +100,7 @@ def test_labels_stand_in_cls_txt_or_json(clips: list[Path], tmp_path: Path):
     names.write_text("run\nséance\n", encoding="utf-8")
     videos = split(write_tar(tmp_path / "x.tar", members), labels=names)
     assert [(Path(video.path).name, video.label) for video in videos.videos] == [("a", 1), ("b", 1), ("c", 0), ("d", 1)]
-    assert all(video.part is not None and video.part.size == len(clips[0].read_bytes()) for video in videos.videos)
+    assert all(video.member is not None and video.member.size == len(clips[0].read_bytes()) for video in videos.videos)
 
 
 def test_a_key_without_video_is_missing(clips: list[Path], tmp_path: Path):
@@ -146,7 +146,7 @@ def test_shards_that_are_not_whole_are_one_sentence(clips: list[Path], tmp_path:
     with pytest.raises(SttmError, match=r"s-000001\.tar is cut off within a video"):
         videos.videos[5].read(Sampling(2))
     shard.unlink()
-    with pytest.raises(SttmError, match=r"1 of 3 shards of .* are not there, the first is .*s-000001\.tar"):
+    with pytest.raises(SttmError, match=r"1 of 3 shards of .* do not exist, the first is .*s-000001\.tar"):
         split(pattern)
     with pytest.raises(SttmError, match=r"s-000001\.tar cannot be read"):
         videos.videos[4].read(Sampling(2))

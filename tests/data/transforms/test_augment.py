@@ -1,4 +1,4 @@
-"""Varied training clips: a function of the draw alone, alike in all frames, never mirrored where sides count."""
+"""Augmentation: a function of the random generator alone, the same for all frames, never flipped where sides count."""
 
 import sys
 from typing import Any
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from sttm.config.settings import AugmentSettings
 from sttm.data.transforms.augment import OPERATIONS, Augment, Operation, multi_scale_box, random_box
-from sttm.data.transforms.mixup import mix_pairs
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
@@ -19,8 +18,14 @@ from sttm.errors import SttmError
 PREPROCESS = Preprocess(
     "VideoMAE", Sampling(4), 32, (32, 28), 1 / 255, 0.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 )
+
+
 PLAIN: dict[str, Any] = {"crop": "centre", "flip": 0.0}
+
+
 ALL: dict[str, Any] = {"randaugment": 3, "magnitude": 7, "erasing": 0.7}
+
+
 RANDOM: list[dict[str, Any]] = [
     {},
     {"crop": "multi_scale"},
@@ -36,15 +41,12 @@ def noise(height: int = 40, width: int = 60, num_frames: int = 4, seed: int = 0)
     return torch.randint(0, 256, (num_frames, 3, height, width), dtype=torch.uint8, generator=random)
 
 
-def augment(mirror: bool = True, **settings) -> Augment:
-    return Augment(AugmentSettings(**settings), PREPROCESS, mirror)
+def augment(may_flip: bool = True, **settings) -> Augment:
+    return Augment(AugmentSettings(**settings), PREPROCESS, may_flip)
 
 
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-# --- Whole clips --------------------------------------------------------------------------------------------
 
 
 def test_nothing_random_is_what_the_model_gets_in_evaluation():
@@ -139,9 +141,6 @@ def test_erasing_blots_out_one_box_only():
     assert torch.equal(augment(**PLAIN, erasing=0.0)(frames_TCHW, rng(0)), plain)
 
 
-# --- Boxes --------------------------------------------------------------------------------------------------
-
-
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 1000), low=st.floats(0.05, 1))
 def test_boxes_lie_within_the_frame_and_have_the_area_and_the_ratio(height, width, seed, low):
     y, x, h, w = random_box(height, width, (low, 1.0), (0.75, 4 / 3), rng(seed))
@@ -165,9 +164,6 @@ def test_multi_scale_takes_the_scales_and_places_of_tsn():
     assert {h for *_, h, _ in boxes} == {w for *_, w in boxes} == {100, 87, 75, 66}
     assert {(h, w) for *_, h, w in boxes if {h, w} == {100, 75} or {h, w} == {100, 66}} == set()
     assert {(y, x) for y, x, h, w in boxes if (h, w) == (75, 75)} == {(0, 0), (0, 85), (25, 0), (25, 85), (12, 42)}
-
-
-# --- RandAugment --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
@@ -249,84 +245,12 @@ def test_stronger_is_further_and_operations_differ(monkeypatch):
         assert len(used) == len(set(used)) == 4
 
 
-# --- Mixing -------------------------------------------------------------------------------------------------
-
-
-def batch(num_pairs: int = 3, seed: int = 0):
-    random = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(2 * num_pairs, 4, 3, 20, 30, generator=random)
-    return pixels, torch.eye(2 * num_pairs), torch.ones(2 * num_pairs)
-
-
-@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}], ids=str)
-def test_mixed_targets_sum_to_one_and_tell_what_the_pixels_hold(settings):
-    for seed in range(10):
-        pixels, targets, weight = batch(seed=seed)
-        before = pixels.clone()
-        mix_pairs(pixels, targets, weight, [rng(3 * seed + k) for k in range(3)], AugmentSettings(**settings))
-        torch.testing.assert_close(targets.sum(1), torch.ones(6))
-        for i in range(6):
-            share, other = float(targets[i, i]), i ^ 1
-            assert targets[i, other] == pytest.approx(1 - share, abs=1e-6)
-            foreign_THW = (pixels[i] == before[other]).all(1)
-            if foreign_THW.any() or torch.equal(pixels[i], before[i]):  # cut: a box, the same in all frames
-                assert (foreign_THW == foreign_THW[0]).all()
-                kept_THW = (pixels[i] == before[i]).all(1)
-                assert (kept_THW ^ foreign_THW).all()
-                assert float(kept_THW.float().mean()) == pytest.approx(share, abs=1e-6)
-            else:
-                torch.testing.assert_close(pixels[i], share * before[i] + (1 - share) * before[other])
-
-
-def test_cutmix_cuts_one_box_of_the_drawn_area():
-    shares = []
-    for seed in range(300):
-        pixels, targets, weight = batch(1, seed)
-        before = pixels.clone()
-        mix_pairs(pixels, targets, weight, [rng(seed)], AugmentSettings(cutmix=1.0))
-        foreign_HW = (pixels[0, 0] == before[1, 0]).all(0)
-        rows, columns = foreign_HW.any(1).nonzero()[:, 0], foreign_HW.any(0).nonzero()[:, 0]
-        if len(rows):
-            assert foreign_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-            assert torch.equal((pixels[1, 0] == before[0, 0]).all(0), foreign_HW)
-        shares.append(float(targets[0, 0]))
-        drawn = float(rng(seed).beta(1, 1))
-        touches = len(rows) == 0 or rows[0] == 0 or columns[0] == 0 or rows[-1] == 19 or columns[-1] == 29
-        assert shares[-1] > drawn - 0.06 if touches else shares[-1] == pytest.approx(drawn, abs=0.06)  # whole pixels
-    assert min(shares) < 0.3 and 0.55 < np.mean(shares) < 0.8  # 1/2 on average, more as boxes reach over the rim
-
-
-def test_both_kinds_of_mixing_are_used_and_pairs_differ():
-    kinds = []
-    for seed in range(40):
-        pixels, targets, weight = batch(1)
-        before = pixels.clone()
-        mix_pairs(pixels, targets, weight, [rng(seed)], AugmentSettings(mixup=1.0, cutmix=1.0))
-        kinds.append(bool((pixels[0] == before[0]).any()))
-    assert 8 < sum(kinds) < 32
-    pixels, targets, weight = batch(2)
-    mix_pairs(pixels, targets, weight, [rng(0), rng(1)], AugmentSettings(mixup=1.0))
-    assert targets[0, 0] != targets[2, 2]
-
-
-def test_an_unreadable_clip_is_not_mixed_into_a_good_one():
-    pixels, targets, weight = batch(2)
-    weight[1] = 0
-    before = pixels.clone()
-    mix_pairs(pixels, targets, weight, [rng(0), rng(1)], AugmentSettings(mixup=1.0))
-    assert torch.equal(pixels[:2], before[:2]) and torch.equal(targets[:2], torch.eye(4)[:2])
-    assert not torch.equal(pixels[2:], before[2:])
-
-
-# --- Bad settings -------------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_is_said_at_the_start(monkeypatch):
     with pytest.raises(SttmError, match="randaugment=99 is too many"):
         augment(randaugment=99)
     whole = Preprocess("Vivit", Sampling(4), 32, None, 1 / 255, 0.0, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(SttmError, match="crop_size"):
-        Augment(AugmentSettings(), whole, mirror=True)
+        Augment(AugmentSettings(), whole, may_flip=True)
     monkeypatch.setitem(sys.modules, "kornia", None)
     augment()
     with pytest.raises(SttmError, match=r"pip install 'sttm\[train\]'"):

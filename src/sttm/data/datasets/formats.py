@@ -1,4 +1,7 @@
-"""Annotation files as the field writes them: each layout is known by its content and read line by line."""
+"""The annotation formats of the field: how each is recognised by its content, and how it is read.
+
+To add a format: write its reader here, and register it in `FORMATS`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sttm.data.datasets import shards
+from sttm.data.datasets.annotations import SPLITS, Annotation, AnnotationFile, AnnotationList, numbered_lines
 from sttm.data.datasets.labels import read_text
-from sttm.data.datasets.lists import PICTURE_SUFFIXES, SPLITS, VIDEO_SUFFIXES, Line, Listing, Source, lines_of
+from sttm.data.video.frame_folder import PICTURE_SUFFIXES
+from sttm.data.video.video import VIDEO_SUFFIXES
 from sttm.errors import SttmError
 
 _HMDB_NAME = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -21,148 +26,154 @@ _NUMBERED = re.compile(r"(.+?)((?:[\s,]+-?\d+)+)")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one kind of list is known, and how it is read."""
+class Format:
+    """How one kind of annotation file is recognised and read."""
 
     about: str
-    fits: Callable[[Source], bool]
-    read: Callable[[Source], Listing]
+    matches: Callable[[AnnotationFile], bool]
+    read: Callable[[AnnotationFile], AnnotationList]
 
 
-def _read_kinetics(source: Source) -> Listing:
-    lines = []
-    for where, row in source.table("youtube_id", "time_start", "time_end"):
+def _read_kinetics(file: AnnotationFile) -> AnnotationList:
+    annotations = []
+    for where, row in file.rows("youtube_id", "time_start", "time_end"):
         try:
             start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
         except (ValueError, OverflowError):
             times = f"time_start={row['time_start']!r} and time_end={row['time_end']!r}"
-            raise SttmError(f"{where} has {times}; give seconds as numbers.") from None
+            raise SttmError(f"{where} has {times}; give seconds as numbers") from None
         stem, label = f"{row['youtube_id']}_{start:06d}_{end:06d}", row.get("label") or None
         folders = () if label is None else (f"{label}/", f"{label.replace(' ', '_')}/")
-        places = tuple(dict.fromkeys((*(folder + stem for folder in folders), stem)))
-        lines.append(Line(places, label, where, any_suffix=True, columns=row))
-    return Listing(lines)
+        paths = tuple(dict.fromkeys((*(folder + stem for folder in folders), stem)))
+        annotations.append(Annotation(paths, label, where, any_suffix=True, columns=row))
+    return AnnotationList(annotations)
 
 
-def _read_csv(source: Source) -> Listing:
-    rows = source.table("path", "label")
-    return Listing([Line((row["path"],), row["label"] or None, where, columns=row) for where, row in rows])
+def _read_csv(file: AnnotationFile) -> AnnotationList:
+    rows = file.rows("path", "label")
+    return AnnotationList([Annotation((row["path"],), row["label"] or None, where, columns=row) for where, row in rows])
 
 
-def _read_ssv2(source: Source) -> Listing:
+def _read_ssv2(file: AnnotationFile) -> AnnotationList:
     try:
-        entries: Any = json.loads(source.text)
+        entries: Any = json.loads(file.text)
     except ValueError as error:
-        raise SttmError(f"{source.path} is not JSON ({error}); download it again.") from error
-    lines = []
+        raise SttmError(f"{file.path} is not JSON ({error}); download it again") from error
+    annotations = []
     if not isinstance(entries, list):
-        raise SttmError(f"{source.path} is JSON, but no list of videos; labels.json goes to data.labels.")
+        raise SttmError(f"{file.path} is JSON, but no list of videos; labels.json goes to data.labels")
     for number, entry in enumerate(entries, start=1):
-        where = f"entry {number} of {source.path}"
+        where = f"entry {number} of {file.path}"
         if not isinstance(entry, dict) or "id" not in entry:
-            raise SttmError(f'{where} has no "id"; wanted is {{"id": ..., "template": ...}}, or the id alone.')
+            raise SttmError(f'{where} has no "id"; give {{"id": ..., "template": ...}}, or the id alone')
         template = entry.get("template")
         label = None if template is None else str(template).replace("[", "").replace("]", "")
-        lines.append(Line((str(entry["id"]),), label, where, any_suffix=True))
-    return Listing(lines)
+        annotations.append(Annotation((str(entry["id"]),), label, where, any_suffix=True))
+    return AnnotationList(annotations)
 
 
-def _read_jester(source: Source) -> Listing:
-    parted = [(where, *line.partition(";")) for where, line in source.lines]
-    return Listing([Line((name.strip(),), label.strip() or None, at, any_suffix=True) for at, name, _, label in parted])
-
-
-def _read_ucf101(source: Source) -> Listing:
-    lines = []
-    for where, line in source.lines:
-        if not (match := _UCF_LINE.fullmatch(line)):
-            raise SttmError(f"{where} is not Class/v_Class_g01_c01.avi: {line[:80]!r}; check data.*.layout.")
-        path = line if match[3] is None else line[: match.start(3)].rstrip()
-        # The number after it counts from 1 in the official lists and from 0 in others: the folder does not.
-        lines.append(Line((path,), match[1], where))
-    return Listing(lines)
-
-
-def _hmdb_files(source: Source) -> list[Path]:
-    """The files of an HMDB51 split: their names hold the classes."""
-    folder, pattern = (source.path, "*.txt") if source.path.is_dir() else (source.path.parent, source.path.name)
-    files = [source.path] if source.path.is_file() else folder.glob(pattern)
-    return sorted(file for file in files if _HMDB_NAME.fullmatch(file.name))
-
-
-def _read_hmdb51(source: Source) -> Listing:
-    lines, numbers, classes = [], set(), []
-    for file in _hmdb_files(source):
-        match = _HMDB_NAME.fullmatch(file.name)
-        assert match is not None, file
-        classes.append(match[1])
-        numbers.add(match[2])
-        for where, line in lines_of(file, read_text(file)):
-            name, _, use = line.rpartition(" ")
-            if use not in ("0", "1", "2") or not name:
-                raise SttmError(f"{where} is not a name with 0, 1 or 2 after it: {line[:80]!r}; check data.*.layout.")
-            split = ("unused", "train", "test")[int(use)]
-            lines.append(Line((f"{match[1]}/{name.strip()}",), match[1], where, columns={"split": split}))
-    if len(numbers) > 1:
-        pattern = source.path / f"*_test_split{min(numbers)}.txt"
-        raise SttmError(f"{source.path} holds the splits {', '.join(sorted(numbers))}; choose one: list: {pattern}")
-    return Listing(lines, tuple(sorted(classes)))
-
-
-def _numbers(source: Source) -> Iterator[tuple[str, str, list[int]]]:
-    for where, line in source.lines:
-        if not (match := _NUMBERED.fullmatch(line)):
-            raise SttmError(f"{where} is no path with numbers after it: {line[:80]!r}; check data.*.layout.")
-        yield where, match[1].strip('"'), [int(number) for number in match[2].replace(",", " ").split()]
-
-
-def _read_list(source: Source) -> Listing:
-    lines = []
-    for where, path, numbers in _numbers(source):
-        if len(numbers) > 1:
-            raise multi_label(f"{where} has {len(numbers)} numbers after the path")
-        lines.append(Line((path,), numbers[0] if numbers[0] >= 0 else None, where))  # SlowFast's tests have -1
-    return Listing(lines)
-
-
-def _read_frames(source: Source) -> Listing:
-    rows = list(_numbers(source))
-    counts = {len(numbers) for _, _, numbers in rows}
-    if counts - {2, 3} or len(counts) > 1 or any(numbers[-2] < 1 for _, _, numbers in rows):
-        raise multi_label(f"{source.path} has {' or '.join(map(str, sorted(counts)))} numbers after a path")
-    lines = []
-    for where, path, (*offset, total, label) in rows:
-        stem, dot, suffix = path.rpartition(".")
-        is_video = f".{suffix.lower()}" in VIDEO_SUFFIXES
-        places = (path, stem) if dot and is_video else (path,)
-        frames = (offset[0] if offset else 0, total)
-        lines.append(Line(places, label if label >= 0 else None, where, frames=frames))
-    return Listing(lines)
-
-
-def multi_label(what: str) -> SttmError:
-    """The error for lists in which a video has several labels."""
-    return SttmError(
-        f"{what}, which reads as several labels: sttm trains on one label a video; give `path label` for videos, "
-        "`folder total label` or `folder offset total label` for folders of frames."
+def _read_jester(file: AnnotationFile) -> AnnotationList:
+    parted = [(where, *line.partition(";")) for where, line in file.lines]
+    return AnnotationList(
+        [Annotation((name.strip(),), label.strip() or None, at, any_suffix=True) for at, name, _, label in parted]
     )
 
 
-def _read_folders(source: Source) -> Listing:
-    """A folder for each class, below folders for the splits or not."""
+def _read_ucf101(file: AnnotationFile) -> AnnotationList:
+    annotations = []
+    for where, line in file.lines:
+        if not (match := _UCF_LINE.fullmatch(line)):
+            raise SttmError(f"{where} is not Class/v_Class_g01_c01.avi: {line[:80]!r}; check data.*.layout")
+        path = line if match[3] is None else line[: match.start(3)].rstrip()
+        # The number after it counts from 1 in the official lists and from 0 in others: the folder does not.
+        annotations.append(Annotation((path,), match[1], where))
+    return AnnotationList(annotations)
+
+
+def _hmdb_files(path: Path) -> list[Path]:
+    """Return the files of an HMDB51 split, whose names hold the classes."""
+    folder, pattern = (path, "*.txt") if path.is_dir() else (path.parent, path.name)
+    files = [path] if path.is_file() else folder.glob(pattern)
+    return sorted(file for file in files if _HMDB_NAME.fullmatch(file.name))
+
+
+def _read_hmdb51(file: AnnotationFile) -> AnnotationList:
+    annotations, numbers, classes = [], set(), []
+    for path in _hmdb_files(file.path):
+        match = _HMDB_NAME.fullmatch(path.name)
+        assert match is not None, path
+        name_of_class, number = match.groups()
+        classes.append(name_of_class)
+        numbers.add(number)
+        for where, line in numbered_lines(path, read_text(path)):
+            name, _, use = line.rpartition(" ")
+            if use not in ("0", "1", "2") or not name:
+                raise SttmError(f"{where} is not a name with 0, 1 or 2 after it: {line[:80]!r}; check data.*.layout")
+            columns = {"split": ("unused", "train", "test")[int(use)]}
+            annotations.append(Annotation((f"{name_of_class}/{name.strip()}",), name_of_class, where, columns=columns))
+    if len(numbers) > 1:
+        pattern = file.path / f"*_test_split{min(numbers)}.txt"
+        raise SttmError(f"{file.path} holds the splits {', '.join(sorted(numbers))}; choose one: list: {pattern}")
+    return AnnotationList(annotations, tuple(sorted(classes)))
+
+
+def _numbers(file: AnnotationFile) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield where each line is, its path, and the numbers after it."""
+    for where, line in file.lines:
+        if not (match := _NUMBERED.fullmatch(line)):
+            raise SttmError(f"{where} is no path with numbers after it: {line[:80]!r}; check data.*.layout")
+        yield where, match[1].strip('"'), [int(number) for number in match[2].replace(",", " ").split()]
+
+
+def _read_list(file: AnnotationFile) -> AnnotationList:
+    annotations = []
+    for where, path, numbers in _numbers(file):
+        if len(numbers) > 1:
+            raise multi_label(f"{where} has {len(numbers)} numbers after the path")
+        annotations.append(
+            Annotation((path,), numbers[0] if numbers[0] >= 0 else None, where)
+        )  # SlowFast's tests have -1
+    return AnnotationList(annotations)
+
+
+def _read_frames(file: AnnotationFile) -> AnnotationList:
+    rows = list(_numbers(file))
+    counts = {len(numbers) for _, _, numbers in rows}
+    if counts - {2, 3} or len(counts) > 1 or any(numbers[-2] < 1 for _, _, numbers in rows):
+        raise multi_label(f"{file.path} has {' or '.join(map(str, sorted(counts)))} numbers after a path")
+    annotations = []
+    for where, path, (*offset, total, label) in rows:
+        stem, dot, suffix = path.rpartition(".")
+        is_video = f".{suffix.lower()}" in VIDEO_SUFFIXES
+        paths = (path, stem) if dot and is_video else (path,)
+        frames = (offset[0] if offset else 0, total)
+        annotations.append(Annotation(paths, label if label >= 0 else None, where, frames=frames))
+    return AnnotationList(annotations)
+
+
+def multi_label(what: str) -> SttmError:
+    """Return the error for lists in which a video has several labels."""
+    return SttmError(
+        f"{what}, which reads as several labels, but sttm trains on one label a video; give `path label` for videos, "
+        "`folder total label` or `folder offset total label` for folders of frames"
+    )
+
+
+def _read_folders(file: AnnotationFile) -> AnnotationList:
+    """Read a folder for each class, below folders for the splits or not."""
     aliases = {alias for names in SPLITS.values() for alias in names}
-    tops = _subfolders(source.path)
+    tops = _subfolders(file.path)
     has_splits = bool(tops) and all(top.name in aliases for top in tops)
-    lines, classes = [], set()
-    for top in tops if has_splits else [source.path]:
+    annotations, classes = [], set()
+    for top in tops if has_splits else [file.path]:
         columns = {"split": top.name} if has_splits else {}
         for folder in _subfolders(top):
             classes.add(folder.name)
-            for place, is_folder in _videos_below(folder):
-                relative = place.relative_to(source.path).as_posix()
+            for path, is_folder in _videos_below(folder):
+                relative = path.relative_to(file.path).as_posix()
                 frames = (0, None) if is_folder else None
-                lines.append(Line((relative,), folder.name, str(place), frames=frames, columns=columns))
-    return Listing(lines, tuple(sorted(classes)), root=source.path)
+                annotations.append(Annotation((relative,), folder.name, str(path), frames=frames, columns=columns))
+    return AnnotationList(annotations, tuple(sorted(classes)), root=file.path)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -171,7 +182,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _videos_below(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Video files, and folders of pictures, in the order of their names."""
+    """Yield video files, and folders of pictures, in the order of their names, and whether each is a folder."""
     for here, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         if any(Path(name).suffix.lower() in PICTURE_SUFFIXES for name in files) and Path(here) != folder:
@@ -183,81 +194,88 @@ def _is_video(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _read_shards(source: Source) -> Listing:
-    return Listing(shards.index(shards.expand(source.path)))
+def _read_shards(file: AnnotationFile) -> AnnotationList:
+    return AnnotationList(shards.index(shards.expand(file.path)))
 
 
-def _fits_ucf101(source: Source) -> bool:
-    matches = [_UCF_LINE.fullmatch(line) for _, line in source.lines]
+def _is_ucf101(file: AnnotationFile) -> bool:
+    matches = [_UCF_LINE.fullmatch(line) for _, line in file.lines]
     official = all(match and match[1].lower() == match[2].lower() for match in matches)
     return bool(matches) and official and not any(match and match[3] == "0" for match in matches)
 
 
-def _numbers_after_paths(source: Source) -> set[int]:
-    """How many numbers lines end in; a 0 for lines with none."""
-    if source.header:
+def _numbers_after_paths(file: AnnotationFile) -> set[int]:
+    """Return how many numbers the lines end in; 0 for lines with none."""
+    if file.has_header:
         return {0}
-    matches = (_NUMBERED.fullmatch(line) for _, line in source.lines)
+    matches = (_NUMBERED.fullmatch(line) for _, line in file.lines)
     return {len(match[2].replace(",", " ").split()) if match else 0 for match in matches}
 
 
-def _fits_jester(source: Source) -> bool:
-    one_label = all(re.fullmatch(r"[^;]+;[^;]+", line) for _, line in source.lines) and not source.header
-    return bool(source.lines) and (one_label or all(line.isdecimal() for _, line in source.lines))
+def _is_jester(file: AnnotationFile) -> bool:
+    one_label = all(re.fullmatch(r"[^;]+;[^;]+", line) for _, line in file.lines) and not file.has_header
+    return bool(file.lines) and (one_label or all(line.isdecimal() for _, line in file.lines))
 
 
-#: Every layout that is known, the special ones before those that would also fit their lists.
-LAYOUTS: dict[str, Layout] = {
-    "shards": Layout(
+#: Every format; a special one comes before those that would also match its files.
+FORMATS: dict[str, Format] = {
+    "shards": Format(
         "webdataset tar files: a pattern such as 'train-{000000..000099}.tar', key.mp4 with key.cls, .txt or .json",
-        lambda source: source.path.suffix == ".tar" or (source.path.is_dir() and any(source.path.glob("*.tar"))),
+        lambda file: file.path.suffix == ".tar" or (file.path.is_dir() and any(file.path.glob("*.tar"))),
         _read_shards,
     ),
-    "hmdb51": Layout(
+    "hmdb51": Format(
         "a folder, or a pattern, of Class_test_split1.txt with `name.avi 1` a line (1 trains, 2 tests)",
-        lambda source: bool(_hmdb_files(source)),
+        lambda file: bool(_hmdb_files(file.path)),
         _read_hmdb51,
     ),
-    "folders": Layout("a folder for each class", lambda source: source.path.is_dir(), _read_folders),
-    "ssv2": Layout(
-        "Something-Something's JSON: id and template", lambda s: s.text.lstrip().startswith(("[", "{")), _read_ssv2
+    "folders": Format("a folder for each class", lambda file: file.path.is_dir(), _read_folders),
+    "ssv2": Format(
+        "Something-Something's JSON: id and template",
+        lambda file: file.text.lstrip().startswith(("[", "{")),
+        _read_ssv2,
     ),
-    "kinetics": Layout(
+    "kinetics": Format(
         "the official csv: label,youtube_id,time_start,time_end,split",
-        lambda source: source.header and "youtube_id" in source.lines[0][1],
+        lambda file: file.has_header and "youtube_id" in file.lines[0][1],
         _read_kinetics,
     ),
-    "csv": Layout("a csv with a header: path,label and any more", lambda source: source.header, _read_csv),
-    "jester": Layout("`id;label` a line (Jester, and Something-Something's test answers)", _fits_jester, _read_jester),
-    "ucf101": Layout("`Class/v_Class_g01_c01.avi`, with or without a number", _fits_ucf101, _read_ucf101),
-    "list": Layout(
-        "`path label` a line (VideoMAE, SlowFast, mmaction2)", lambda s: _numbers_after_paths(s) == {1}, _read_list
+    "csv": Format("a csv with a header: path,label and any more", lambda file: file.has_header, _read_csv),
+    "jester": Format("`id;label` a line (Jester, and Something-Something's test answers)", _is_jester, _read_jester),
+    "ucf101": Format("`Class/v_Class_g01_c01.avi`, with or without a number", _is_ucf101, _read_ucf101),
+    "list": Format(
+        "`path label` a line (VideoMAE, SlowFast, mmaction2)",
+        lambda file: _numbers_after_paths(file) == {1},
+        _read_list,
     ),
-    "frames": Layout(
+    "frames": Format(
         "`folder total label` or `folder offset total label` a line, of folders of pictures (mmaction2, PaddleVideo)",
-        lambda source: min(_numbers_after_paths(source), default=0) >= 1,
+        lambda file: min(_numbers_after_paths(file), default=0) >= 1,
         _read_frames,
     ),
 }
 
 
-def read_listing(path: Path, layout: str, setting: str) -> tuple[Listing, str]:
-    """Read a list in the layout that is named, or in the one that its content shows; the layout too.
+def read_annotations(path: Path, name: str, setting: str) -> tuple[AnnotationList, str]:
+    """Read a list in the named format, or with "auto" in the one that its content matches; return the format too.
+
+    Args:
+        setting: the section of the config that names the list, for messages.
 
     Raises:
-        SttmError: if there is no such list or layout, or its content is none that is known or not in order.
+        SttmError: if there is no such list or format, or the content matches none or is broken.
     """
-    known = "; ".join(f"{name}: {kind.about}" for name, kind in LAYOUTS.items())
-    if layout not in ("auto", *LAYOUTS):
-        raise SttmError(f"{setting}.layout={layout} is none of auto, {', '.join(LAYOUTS)}; choose one of them.")
-    source = Source(path)
+    if name not in ("auto", *FORMATS):
+        raise SttmError(f"{setting}.layout={name} is none of auto, {', '.join(FORMATS)}; choose one of them")
+    file = AnnotationFile(path)
     if not path.exists() and not any(sign in path.name for sign in "*?[{"):
-        raise SttmError(f"{setting}.list={path} does not exist; check the path.")
-    found = layout if layout != "auto" else next((name for name, kind in LAYOUTS.items() if kind.fits(source)), None)
+        raise SttmError(f"{setting}.list={path} does not exist; check the path")
+    found = name if name != "auto" else next((key for key, kind in FORMATS.items() if kind.matches(file)), None)
     if found is None:
-        first = f"begins with {source.lines[0][1][:60]!r}" if source.lines else "is empty or matches no file"
-        raise SttmError(f"{setting}.list={path} {first} and is in no layout that is known ({known}).")
-    listing = LAYOUTS[found].read(source)
-    if not listing.lines:
-        raise SttmError(f"{setting}.list={path} lists no video (read as {found}: {LAYOUTS[found].about}).")
-    return listing, found
+        first = f"begins with {file.lines[0][1][:60]!r}" if file.lines else "is empty or matches no file"
+        known = "; ".join(f"{key}: {kind.about}" for key, kind in FORMATS.items())
+        raise SttmError(f"{setting}.list={path} {first} and is in no known format; known are: {known}")
+    listed = FORMATS[found].read(file)
+    if not listed.annotations:
+        raise SttmError(f"{setting}.list={path} lists no video (read as {found}: {FORMATS[found].about}); check it")
+    return listed, found

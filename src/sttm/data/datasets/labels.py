@@ -1,4 +1,4 @@
-"""The names of classes: label files as they are found, and what names tell about left and right."""
+"""The classes of a data set: label files, and which class names depend on left and right."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _DIRECTIONS |= {"clockwise", "counterclockwise", "anticlockwise"}
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set, and which number each has in its lists."""
+    """The classes of a data set, and the number that each has in its lists."""
 
     names: tuple[str, ...]
     numbers: Mapping[int, int]
-    """From the number in lists to the place in `names`: they differ where a file counts from 1 or leaves some out."""
-    source: str
-    """What named them, for messages."""
+    """From the number in lists to the index in `names`: they differ where a file counts from 1 or skips numbers."""
+    origin: str
+    """The file that names them, for messages."""
 
     @classmethod
-    def of(cls, names: Iterable[str], source: str) -> Classes:
+    def of(cls, names: Iterable[str], origin: str) -> Classes:
+        """Number the names from 0."""
         listed = tuple(names)
-        return cls(listed, {number: number for number in range(len(listed))}, source)
+        return cls(listed, {number: number for number in range(len(listed))}, origin)
 
-    def place(self, label: str | int) -> int | None:
-        """The place of a class by its name or its number; None if there is no such class."""
+    def index(self, label: str | int) -> int | None:
+        """Return the index of a class by its name or its number; None if there is no such class."""
         if isinstance(label, int):
             return self.numbers.get(label)
         if (found := self._by_name.get(label)) is not None:
@@ -43,36 +44,31 @@ class Classes:
         return self.numbers.get(int(label)) if label.isascii() and label.isdecimal() else None
 
     def nearest(self, label: str | int) -> str:
-        """Advice for a label that is none of them."""
+        """Return advice for a label that is no class."""
         near = difflib.get_close_matches(str(label), self.names, n=1)
-        return f"did you mean {near[0]!r}?" if near else f"the first of them is {self.names[0]!r}."
-
-    @property
-    def unnamed(self) -> bool:
-        """Whether all that is known of the classes is their numbers."""
-        return all(name.isdecimal() for name in self.names)
+        return f"did you mean {near[0]!r}?" if near else f"the first of them is {self.names[0]!r}"
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.names)}
+        return {name: index for index, name in enumerate(self.names)}
 
     @cached_property
     def _by_plain_name(self) -> dict[str, int]:
-        """Names that stay different where capitals and underscores do not count."""
-        plainly = [plain(name) for name in self.names]
-        return {name: place for place, name in enumerate(plainly) if plainly.count(name) == 1}
+        """Return the names that stay different where capitals and underscores do not count."""
+        names = [plain(name) for name in self.names]
+        return {name: index for index, name in enumerate(names) if names.count(name) == 1}
 
 
 def plain(name: str) -> str:
-    """A name as it compares: folders of Kinetics, say, write riding_a_bike for its "riding a bike"."""
+    """Return a name in small letters and with spaces: Kinetics' folders write riding_a_bike for "riding a bike"."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
 def read_labels(path: Path) -> Classes:
     """Read the names of the classes in the order of their numbers.
 
-    Known are JSON ({"name": number}, {"number": name} or a list), a name a line, a number and a name a line (from 0
-    or from 1, as classInd.txt), and a csv with the columns id and name.
+    Accepted are JSON ({"name": number}, {"number": name} or a list), a name a line, a number and a name a line (from
+    0 or from 1, as classInd.txt), and a csv with the columns id and name.
 
     Raises:
         SttmError: for a file that is none of these, or names a class or a number twice.
@@ -92,13 +88,13 @@ def read_labels(path: Path) -> Classes:
     pairs = sorted((number, name.strip().strip('"')) for number, name in pairs)
     numbers, names = [number for number, _ in pairs], tuple(name for _, name in pairs)
     if not names:
-        raise SttmError(f"{path} names no class; give a name a line, or JSON such as labels.json.")
+        raise SttmError(f"{path} names no class; give a name a line, or JSON such as labels.json")
     for values in (numbers, names):
         twice = [value for value, other in zip(sorted(values), sorted(values)[1:], strict=False) if value == other]
         if twice:
-            raise SttmError(f"{path} gives {twice[0]!r} twice; every class needs a name and a number of its own.")
+            raise SttmError(f"{path} gives {twice[0]!r} twice; every class needs its own name and number")
     first = min(numbers[0], 1)  # 1 in classInd.txt
-    return Classes(names, {number - first: place for place, number in enumerate(numbers)}, str(path))
+    return Classes(names, {number - first: index for index, number in enumerate(numbers)}, str(path))
 
 
 def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
@@ -110,34 +106,34 @@ def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
             return [(int(key), str(value)) for key, value in values.items()]
         return [(int(value), key) for key, value in values.items()]
     except (ValueError, TypeError) as error:
-        wanted = '{"name": number}, {"number": name} or a list of names'
-        raise SttmError(f"{path} is no label map ({error}); give JSON such as {wanted}, or a name a line.") from error
+        allowed = '{"name": number}, {"number": name} or a list of names'
+        raise SttmError(f"{path} is no label map ({error}); give JSON such as {allowed}, or a name a line") from error
 
 
 def read_text(path: Path) -> str:
     """Read a text file, with any line ends and with or without a byte order mark.
 
     Raises:
-        SttmError: if it cannot be read, or is no text.
+        SttmError: if it cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise SttmError(f"cannot read {path} ({error.strerror}); check the path.") from error
+        raise SttmError(f"cannot read {path} ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise SttmError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        raise SttmError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
-def directions(names: Sequence[str]) -> list[str]:
-    """The classes whose names say left, right or a sense of turning: what a mirror would change.
+def directional(names: Sequence[str]) -> list[str]:
+    """Return the names that say left, right or a sense of rotation, whose clips must not be mirrored.
 
-    Up and down are nothing to a mirror, and "upright" or "breaststroke" hold no such word. One class is enough:
-    the clips that a mirror would turn into its counterpart may well stand under another name.
+    A mirror does not change up and down, and "upright" or "breaststroke" hold no such word. One class is enough:
+    the clips that a mirror would turn into its counterpart may have another name.
     """
     return [name for name in names if _words(name) & _DIRECTIONS]
 
 
 def _words(name: str) -> set[str]:
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # SwipeLeft
-    parted = re.sub(r"(?i)(anti|counter)[-\s_]clockwise", r"\1clockwise", parted)
-    return set(re.findall(r"[a-z]+", parted.replace("_", " ").lower()))
+    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # SwipeLeft
+    separated = re.sub(r"(?i)(anti|counter)[-\s_]clockwise", r"\1clockwise", separated)
+    return set(re.findall(r"[a-z]+", separated.replace("_", " ").lower()))

@@ -1,4 +1,4 @@
-"""webdataset's tar shards, read at random: where each video's bytes lie is found once, from the tar's headers."""
+"""webdataset's tar shards with random access: the tar's headers tell once where each video's bytes are."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from sttm.data.datasets.lists import VIDEO_SUFFIXES, Line, Part
+from sttm.data.datasets.annotations import Annotation
+from sttm.data.video.video import VIDEO_SUFFIXES, ShardMember
 from sttm.errors import SttmError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _LABELS = ("cls", "txt", "json")
-_MANY = 10**7
+_MAX_SHARDS = 10**7
 
 
 def expand(pattern: Path) -> list[Path]:
-    """The shards that a pattern names: {000..012} and {a,b} count, * and ? match what is there.
+    """Return the shards that a pattern names: {000..012} and {a,b} are expanded, * and ? match existing files.
 
     Raises:
-        SttmError: if one that is counted does not exist, or nothing matches.
+        SttmError: if an expanded name does not exist, or nothing matches.
     """
     if pattern.is_dir():
         return sorted(pattern.glob("*.tar"))
@@ -36,9 +37,11 @@ def expand(pattern: Path) -> list[Path]:
             found.append(Path(name))
     missing = [path for path in found if not path.is_file()]
     if missing:
-        raise SttmError(f"{len(missing)} of {len(found)} shards of {pattern} are not there, the first is {missing[0]}.")
+        raise SttmError(
+            f"{len(missing)} of {len(found)} shards of {pattern} do not exist, the first is {missing[0]}; check it"
+        )
     if not found:
-        raise SttmError(f"no shard matches {pattern}; check the path, and quote the pattern.")
+        raise SttmError(f"no shard matches {pattern}; check the path, and quote the pattern")
     return found
 
 
@@ -48,8 +51,8 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, dots, last = match[1].partition("..")
-    if dots and not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < _MANY):
-        raise SttmError(f"{{{match[1]}}} is no range of shards; write, say, {{000000..000099}}.")
+    if dots and not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < _MAX_SHARDS):
+        raise SttmError(f"{{{match[1]}}} is no range of shards; write, say, {{000000..000099}}")
     choices = match[1].split(",")
     if dots:
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
@@ -57,21 +60,21 @@ def _braces(pattern: str) -> Iterator[str]:
         yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
-def index(shards: Sequence[Path]) -> list[Line]:
-    """Every key of the shards, in their order; only headers and labels are read."""
-    with ThreadPoolExecutor(8, thread_name_prefix="sttm-shards") as pool:  # waiting for a disk far away, mostly
-        return list(chain.from_iterable(pool.map(_keys, shards)))
+def index(shards: Sequence[Path]) -> list[Annotation]:
+    """Return every key of the shards, in their order; only headers and labels are read."""
+    with ThreadPoolExecutor(8, thread_name_prefix="sttm-shards") as pool:  # mostly waiting for a network disk
+        return list(chain.from_iterable(pool.map(_annotations_of, shards)))
 
 
-def _keys(shard: Path) -> tuple[Line, ...]:
-    facts = shard.stat()
-    return _read_index(str(shard), facts.st_mtime_ns, facts.st_size)
+def _annotations_of(shard: Path) -> tuple[Annotation, ...]:
+    state = shard.stat()
+    return _read_index(str(shard), state.st_mtime_ns, state.st_size)
 
 
-@cache  # the splits of one run name each other's shards again
-def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Line, ...]:
+@cache  # several splits of one run may name the same shard
+def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Annotation, ...]:
     labels: dict[str, str | int | None] = {}
-    parts: dict[str, Part] = {}
+    members: dict[str, ShardMember] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -81,19 +84,19 @@ def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Line, ...]:
                 if not (member.isfile() and stem and dot):
                     continue
                 is_video = f".{kind.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES
-                if is_video and key in parts:
-                    raise SttmError(f"{shard} holds two videos of the key {key}; every video needs a key of its own.")
+                if is_video and key in members:
+                    raise SttmError(f"{shard} holds two videos of the key {key}; every video needs its own key")
                 if is_video:
-                    parts[key] = Part(shard, member.offset_data, member.size)
+                    members[key] = ShardMember(shard, member.offset_data, member.size)
                 file = tar.extractfile(member) if kind in _LABELS else None
                 labels.setdefault(key, None)
                 if file is not None and labels[key] is None:
                     labels[key] = _label(f"{shard}/{member.name}", kind, file.read())
     except (tarfile.TarError, OSError) as error:
         advice = "unpack a .tar.gz, or download it again"
-        raise SttmError(f"{shard} is no whole, uncompressed tar ({error}); {advice}.") from error
+        raise SttmError(f"{shard} is no whole, uncompressed tar ({error}); {advice}") from error
     paths = {key: f"{shard}/{key}" for key in labels}
-    return tuple(Line((paths[key],), label, paths[key], part=parts.get(key)) for key, label in labels.items())
+    return tuple(Annotation((paths[key],), label, paths[key], member=members.get(key)) for key, label in labels.items())
 
 
 def _label(path: str, kind: str, data: bytes) -> str | int | None:
@@ -108,4 +111,4 @@ def _label(path: str, kind: str, data: bytes) -> str | int | None:
             return text
     except ValueError:
         pass
-    raise SttmError(f"{path} holds no label; wanted are a number or a name, in JSON under the key label.")
+    raise SttmError(f"{path} holds no label; give a number or a name, in JSON under the key label")

@@ -1,8 +1,8 @@
-"""Training clips, varied: crop, mirror, RandAugment and erasing, each the same for all frames of a clip.
+"""Augmentation of training clips: crop, flip, RandAugment and erasing, each the same for all frames of a clip.
 
-All that is random comes from the generator passed in, so that a clip is a function of the video and the draw.
-Levels stay uint8 while frames are cut and resized; colours and shapes are changed by kornia's functions, which draw
-nothing themselves.
+All randomness comes from the generator passed in, so that a clip is a function of the video and the generator.
+Levels stay uint8 while frames are cropped and resized; colours and shapes are changed by kornia's functions, which
+use no randomness of their own.
 
 Legend: T frames, C = 3 colours, H height, W width.
 """
@@ -21,57 +21,61 @@ from sttm.config.settings import AugmentSettings
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
 
-SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side; height and width may lie one step apart (TSN)
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side; height and width may be one step apart (TSN)
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
 STRONGEST = 10  # as in the recipes that say "magnitude 7"
 
 
 class Augment:
-    """Turns decoded frames into one varied training clip: frames_TCHW uint8 to normalised pixels_TCHW float32."""
+    """Turn decoded frames into one augmented training clip: frames_TCHW uint8 to normalised pixels_TCHW float32.
 
-    def __init__(self, settings: AugmentSettings, preprocess: Preprocess, mirror: bool) -> None:
-        self.settings, self.preprocess, self.mirror = settings, preprocess, mirror
+    Raises:
+        SttmError: if the preprocessing has no fixed size, or the settings are impossible or need kornia.
+    """
+
+    def __init__(self, settings: AugmentSettings, preprocess: Preprocess, may_flip: bool) -> None:
+        self.settings, self.preprocess, self.may_flip = settings, preprocess, may_flip
         size = preprocess.crop or preprocess.resize
         if not isinstance(size, tuple):
             raise SttmError(
-                "This model takes whole frames of any shape, which make no batch; give its preprocessor a crop_size."
+                "this model takes whole frames of any shape, which make no batch; give its preprocessor a crop_size"
             )
         if settings.randaugment > len(OPERATIONS):
-            allowed = f"there are {len(OPERATIONS)} operations; give at most so many"
-            raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}.")
+            allowed = f"there are {len(OPERATIONS)} operations; give at most that number"
+            raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}")
         if settings.randaugment:
             _import_kornia()
         self.size = size
 
-    def __call__(self, frames_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
-        """Vary one clip."""
-        frames_TCHW = self._crop(frames_TCHW, draw)
-        if self.mirror and draw.random() < self.settings.flip:
+    def __call__(self, frames_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
+        """Augment one clip."""
+        frames_TCHW = self._crop(frames_TCHW, rng)
+        if self.may_flip and rng.random() < self.settings.flip:
             frames_TCHW = frames_TCHW.flip(-1)
         if self.settings.randaugment:
-            frames_TCHW = rand_augment(frames_TCHW, self.settings.randaugment, self.settings.magnitude, draw)
+            frames_TCHW = rand_augment(frames_TCHW, self.settings.randaugment, self.settings.magnitude, rng)
         pixels_TCHW = self.preprocess.normalise(frames_TCHW)
-        if draw.random() < self.settings.erasing:
-            erase(pixels_TCHW, draw)
+        if rng.random() < self.settings.erasing:
+            erase(pixels_TCHW, rng)
         return pixels_TCHW
 
-    def _crop(self, frames_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
+    def _crop(self, frames_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
         *_, height, width = frames_TCHW.shape
         if self.settings.crop == "centre":
-            return self.preprocess.cut(frames_TCHW)[0]
+            return self.preprocess.resize_and_crop(frames_TCHW)[0]
         if self.settings.crop == "multi_scale":
-            y, x, h, w = multi_scale_box(height, width, draw)
+            y, x, h, w = multi_scale_box(height, width, rng)
         else:
-            y, x, h, w = random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, draw)
-        cut_TCHW = frames_TCHW[..., y : y + h, x : x + w]
+            y, x, h, w = random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, rng)
+        box_TCHW = frames_TCHW[..., y : y + h, x : x + w]
         if (h, w) == self.size:
-            return cut_TCHW
-        return F.interpolate(cut_TCHW, self.size, mode=self.preprocess.resample, antialias=True)
+            return box_TCHW
+        return F.interpolate(box_TCHW, self.size, mode=self.preprocess.resample, antialias=True)
 
 
 def _import_kornia() -> None:
-    """Find out that it is there, and load it once for all the workers that are then split off."""
+    """Check that kornia is installed, and load it once for all the workers that are then forked."""
     try:
         import kornia.enhance
         import kornia.geometry.transform  # noqa: F401
@@ -80,58 +84,62 @@ def _import_kornia() -> None:
 
 
 def random_box(
-    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator
+    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width of a box of such a part of the area and such a width over height.
+    """Sample top, left, height and width of a box.
 
-    Where ten draws do not fit, it is the largest box in the middle whose ratio is allowed.
+    Where ten samples do not fit, the box is the largest central one whose ratio is allowed.
+
+    Args:
+        area: least and greatest part of the frame's area.
+        ratio: least and greatest width over height.
     """
     for _ in range(10):
-        pixels = draw.uniform(*area) * height * width
-        shape = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        pixels = rng.uniform(*area) * height * width
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
         if 0 < w <= width and 0 < h <= height:
-            return int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     shape = min(max(width / height, ratio[0]), ratio[1])
     w, h = max(1, min(width, round(height * shape))), max(1, min(height, round(width / shape)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def multi_scale_box(height: int, width: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width as TSN does: a few scales, and the corners or the middle."""
+def multi_scale_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Sample top, left, height and width as TSN does: a few scales, and the corners or the centre."""
     sides = [max(1, int(min(height, width) * scale)) for scale in SCALES]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
-    h, w = pairs[draw.integers(len(pairs))]
+    h, w = pairs[rng.integers(len(pairs))]
     down, right = height - h, width - w
-    places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
-    y, x = places[draw.integers(len(places))]
+    corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    y, x = corners[rng.integers(len(corners))]
     return y, x, h, w
 
 
-def erase(pixels_TCHW: Tensor, draw: np.random.Generator) -> None:
-    """Lay noise over a box, the same noise in all frames, in place."""
+def erase(pixels_TCHW: Tensor, rng: np.random.Generator) -> None:
+    """Replace a box by noise, the same noise in all frames, in place."""
     *_, height, width = pixels_TCHW.shape
-    y, x, h, w = random_box(height, width, ERASED_AREA, ERASED_RATIO, draw)
-    noise_CHW = draw.standard_normal((3, h, w), dtype=np.float32)
+    y, x, h, w = random_box(height, width, ERASED_AREA, ERASED_RATIO, rng)
+    noise_CHW = rng.standard_normal((3, h, w), dtype=np.float32)
     pixels_TCHW[:, :, y : y + h, x : x + w] = torch.from_numpy(noise_CHW)
 
 
 # --- RandAugment --------------------------------------------------------------------------------------------
 # Each operation takes levels from 0 to 1 and a strength from 0 to 1, negative for the other direction. None of them
-# mirrors a clip, or turns it by more than 30 degrees, so left stays left.
+# mirrors a clip or rotates it by more than 30 degrees, so left stays left.
 
 
-def rand_augment(frames_TCHW: Tensor, number: int, magnitude: int, draw: np.random.Generator) -> Tensor:
-    """Apply `number` different operations at `magnitude` of 10: uint8 levels to float levels, both up to 255."""
+def rand_augment(frames_TCHW: Tensor, number: int, magnitude: int, rng: np.random.Generator) -> Tensor:
+    """Apply `number` different operations at `magnitude` of 10; uint8 levels become float levels, both up to 255."""
     levels_TCHW = frames_TCHW.float().div_(255)
-    for choice in draw.permutation(len(OPERATIONS))[:number]:
-        sign = 1 if draw.random() < 0.5 else -1
+    for choice in rng.permutation(len(OPERATIONS))[:number]:
+        sign = 1 if rng.random() < 0.5 else -1
         levels_TCHW = OPERATIONS[choice](levels_TCHW, sign * magnitude / STRONGEST).clamp_(0, 1)
     return levels_TCHW.mul_(255)
 
 
 def _blend(levels_TCHW: Tensor, other: Tensor, strength: float) -> Tensor:
-    """Move away from another picture, or towards it where strength is negative, by at most nine tenths."""
+    """Extrapolate away from another picture, or towards it where strength is negative, by at most nine tenths."""
     return levels_TCHW + 0.9 * strength * (levels_TCHW - other)
 
 
@@ -184,7 +192,7 @@ def _brightness(levels_TCHW: Tensor, strength: float) -> Tensor:
 
 
 def _sharpness(levels_TCHW: Tensor, strength: float) -> Tensor:
-    # The usual smoothing, 5 in the middle and 1 around it over 13, leaves the rim alone.
+    # The usual smoothing, 5 in the middle and 1 around it over 13, leaves the border alone.
     smooth_TCHW = levels_TCHW.clone()
     inside = (..., slice(1, -1), slice(1, -1))
     if min(levels_TCHW.shape[-2:]) > 2:
@@ -193,7 +201,7 @@ def _sharpness(levels_TCHW: Tensor, strength: float) -> Tensor:
 
 
 def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
-    """Map every point, about the middle of the frame; what comes in from outside is grey."""
+    """Map every point about the frame's centre; what comes in from outside is grey."""
     from kornia.geometry.transform import warp_affine
 
     frames, colours, height, width = levels_TCHW.shape
@@ -203,7 +211,7 @@ def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
         [a, b, x * width + middle_x - a * middle_x - b * middle_y],
         [c, d, y * height + middle_y - c * middle_x - d * middle_y],
     ]
-    # One grid for all frames: they become channels of one picture. Moving grey to nought makes the outside grey.
+    # One grid for all frames: they become channels of one picture. Grey is moved to 0, the fill value.
     picture = levels_TCHW.reshape(1, frames * colours, height, width) - 0.5
     moved = warp_affine(picture, torch.tensor([about]), (height, width), padding_mode="zeros")
     return moved.add_(0.5).reshape(frames, colours, height, width)

@@ -1,7 +1,7 @@
 """From decoded frames to a model's pixels, exactly as its own transformers processor makes them.
 
 The steps are always the same: resize, crop, rescale, normalise. Only the numbers differ between models, and
-they are read from the JSON files that a checkpoint brings along.
+they are read from the JSON files of a checkpoint.
 
 Legend: T frames, C = 3 colours, H height, W width, K spatial crops of one clip.
 """
@@ -21,9 +21,9 @@ from sttm.data.transforms.processor_config import (
     FAMILIES,
     FILTERS,
     PROCESSORS,
-    Config,
     Family,
-    Settings,
+    InputConfig,
+    ProcessorSettings,
     Sides,
     find_settings,
     height_width,
@@ -38,16 +38,16 @@ from sttm.errors import SttmError
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Everything between decoded frames and a model's input, callable: frames_TCHW to pixels_KTCHW.
+    """A model's preprocessing, callable: frames_TCHW to pixels_KTCHW.
 
     transformers has two kinds of processors, whose resized pixels differ by a level or two of 255: image
-    processors resize with Pillow, video processors with torch (by way of torchvision). `resize_with` tells.
+    processors resize with Pillow, video processors with torch (through torchvision). `resize_with` says which.
     """
 
     processor: str
     """Stem of the transformers class: "VideoMAE" for VideoMAEImageProcessor or VideoMAEVideoProcessor."""
     sampling: Sampling
-    """Frames the model wants of a video."""
+    """Frames that the model takes of a video."""
     resize: int | tuple[int, int] | None
     """Shorter side in pixels, or height and width, or None to leave frames as they are."""
     crop: tuple[int, int] | None
@@ -64,7 +64,8 @@ class Preprocess:
     def from_folder(cls, folder: str | Path) -> "Preprocess":
         """Read a checkpoint's own settings, or its family's published ones where the folder holds none.
 
-        Raises: SttmError for a missing or broken file, an unknown family or processor, an impossible value.
+        Raises:
+            SttmError: for a missing or broken file, an unknown family or processor, or an impossible value.
         """
         folder = Path(folder)
         file = folder / "config.json"
@@ -72,8 +73,8 @@ class Preprocess:
         name = values.get("model_type")
         family = FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:
-            raise SttmError(f"{file} has model_type={name!r}; known families are {', '.join(FAMILIES)}.")
-        config = validate(Config, values, file)
+            raise SttmError(f"{file} has model_type={name!r}; known families are {', '.join(FAMILIES)}")
+        config = validate(InputConfig, values, file)
         num_frames = getattr(config, family.num_frames_key) or family.num_frames
         found = find_settings(folder)
         if found is not None:
@@ -93,15 +94,25 @@ class Preprocess:
         )
 
     def to_folder(self, folder: str | Path) -> Path:
-        """Write the settings where `from_folder` and transformers find them; the file that it returns.
+        """Write the settings where `from_folder` and transformers find them, and return that file.
 
-        The number of frames is not among them: it stands in the model's config.json.
+        The number of frames is not among them: it is in the model's config.json.
 
-        Raises: SttmError if the folder holds other settings that are read before these.
+        Raises:
+            SttmError: if the folder holds other settings that are read before these.
         """
-        kind, name = "image", "preprocessor_config.json"
-        if self.resize_with == "torch":
-            kind, name = "video", "video_preprocessor_config.json"
+        name = "video_preprocessor_config.json" if self.resize_with == "torch" else "preprocessor_config.json"
+        file = Path(folder) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self._settings(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        found = find_settings(file.parent)
+        if found is None or found[1] != file:
+            raise SttmError(f"{folder} has other settings that would be read first; save into an empty folder")
+        return file
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings under the keys of transformers' JSON files."""
+        kind = "video" if self.resize_with == "torch" else "image"
         settings: dict[str, Any] = {
             f"{kind}_processor_type": f"{self.processor}{kind.capitalize()}Processor",
             "do_resize": self.resize is not None,
@@ -123,35 +134,30 @@ class Preprocess:
             settings["offset"] = self.offset != 0
         if self.sampling.mode == "dense":  # transformers keeps keys that it does not know
             settings |= {"frame_sampling": "dense", "frame_stride": self.sampling.stride}
-        file = Path(folder) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        found = find_settings(file.parent)
-        if found is None or found[1] != file:
-            raise SttmError(f"{folder} has other settings that would be read first; save into an empty folder.")
-        return file
+        return settings
 
     def __call__(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:
         """Turn uint8 RGB frames into float32 pixels_KTCHW: K = 1 centre crop, or 3 along the longer side.
 
-        Raises: SttmError for another number of crops, or frames that are no uint8 RGB clip.
+        Raises:
+            SttmError: for another number of crops, or frames that are no uint8 RGB clip.
         """
-        return self.normalise(self.cut(frames_TCHW, crops))
+        return self.normalise(self.resize_and_crop(frames_TCHW, crops))
 
-    def cut(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:
-        """Resize and crop only: uint8 frames_KTCHW."""
+    def resize_and_crop(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:
+        """Return the uint8 frames_KTCHW before normalisation; see `__call__`."""
         shape = tuple(frames_TCHW.shape)
         if frames_TCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
             given = f"shape {shape} and type {frames_TCHW.dtype}"
-            raise SttmError(f"Frames of {given} are no clip; give uint8 RGB frames of shape (T, 3, H, W).")
+            raise SttmError(f"frames of {given} are no clip; give uint8 RGB frames of shape (T, 3, H, W)")
         if crops not in (1, 3) or (crops == 3 and self.crop is None):
             allowed = "1 or 3" if self.crop else "1, as this model takes whole frames"
-            raise SttmError(f"crops={crops!r} is not possible; give {allowed}.")
+            raise SttmError(f"crops={crops!r} is not possible; give {allowed}")
         resized_TCHW = self._resize(frames_TCHW)
-        return torch.stack(self._cut(resized_TCHW, crops)) if self.crop else resized_TCHW[None]
+        return torch.stack(self._crops(resized_TCHW, crops)) if self.crop else resized_TCHW[None]
 
     def normalise(self, frames_XCHW: Tensor) -> Tensor:
-        """Bring levels from 0 to 255, of any type and with any axes in front, to the model's own scale."""
+        """Rescale and normalise levels from 0 to 255, of any type and with any leading axes, to float32."""
         # (x * factor + offset - mean) / std, as one product and one sum a pixel.
         scale_C = torch.tensor([self.rescale_factor / std for std in self.std])
         shift_C = torch.tensor([(self.offset - m) / std for m, std in zip(self.mean, self.std, strict=True)])
@@ -173,7 +179,7 @@ class Preprocess:
         resized = [np.asarray(Image.fromarray(f).resize(size[::-1], kernel)) for f in frames_THWC]
         return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
-    def _cut(self, frames_TCHW: Tensor, crops: int) -> list[Tensor]:
+    def _crops(self, frames_TCHW: Tensor, crops: int) -> list[Tensor]:
         assert self.crop is not None
         crop_height, crop_width = self.crop
         frames_TCHW = self._pad(frames_TCHW)
@@ -187,7 +193,7 @@ class Preprocess:
         return [frames_TCHW[:, :, y : y + crop_height, x : x + crop_width] for y, x in corners]
 
     def _pad(self, frames_TCHW: Tensor) -> Tensor:
-        """Put black around frames smaller than the crop; image processors put the odd row before them."""
+        """Pad frames smaller than the crop with black; image processors put the odd row before them."""
         assert self.crop is not None
         _, _, height, width = frames_TCHW.shape
         spare_y, spare_x = max(self.crop[0] - height, 0), max(self.crop[1] - width, 0)
@@ -198,13 +204,13 @@ class Preprocess:
         return F.pad(frames_TCHW, (left, spare_x - left, top, spare_y - top))
 
 
-def _from_settings(settings: Settings, file: Path, num_frames: int, family: Family) -> Preprocess:
-    """Translate a processor's JSON, taking its class's defaults for what it leaves out."""
+def _from_settings(settings: ProcessorSettings, file: Path, num_frames: int, family: Family) -> Preprocess:
+    """Build a Preprocess from a processor's JSON, with its class's defaults for what that leaves out."""
     processor, resize_with = processor_class(settings, file, family)
     defaults = PROCESSORS[processor]
     crop = height_width(settings.crop_size or defaults.crop, file, "crop_size")
     resize: int | tuple[int, int]
-    if processor == "VJEPA2":  # its class works the size out from the crop, whatever the file says
+    if processor == "VJEPA2":  # its class derives the size from the crop, whatever the file says
         resize = int(crop[0] * 256 / 224)
     elif isinstance(settings.size, Sides) and settings.size.shortest_edge is None:
         resize = height_width(settings.size, file, "size")

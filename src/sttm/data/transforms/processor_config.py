@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint that say how its frames are prepared, read and checked."""
+"""Read and validate the JSON files of a checkpoint that say how its frames are preprocessed."""
 
 import json
 import re
@@ -22,7 +22,7 @@ FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the JSON file
 
 @dataclass(frozen=True)
 class Processor:
-    """What a transformers processor class takes for a setting that its JSON file leaves out."""
+    """The defaults of a transformers processor class for settings that its JSON file leaves out."""
 
     size: int
     crop: int
@@ -40,7 +40,7 @@ PROCESSORS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How a model's config.json words its input, and the processor its published checkpoints come with."""
+    """How a model's config.json names its input, and the processor that its published checkpoints come with."""
 
     processor: str
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
@@ -65,15 +65,17 @@ FAMILIES = {
 
 
 class Sides(BaseModel):
+    """A size in pixels, by one or two sides."""
+
     height: Whole | None = None
     width: Whole | None = None
     shortest_edge: Whole | None = None
     longest_edge: None = None
-    """A limit on the longer side is not known here: transformers' video models do not use it."""
+    """A limit on the longer side is not supported: transformers' video models do not use it."""
 
 
-class Settings(BaseModel):
-    """A processor's JSON file; null and absent alike mean the default of the processor's class."""
+class ProcessorSettings(BaseModel):
+    """A processor's JSON file; null and absent both mean the default of the processor's class."""
 
     video_processor_type: str | None = None
     image_processor_type: str | None = None
@@ -100,8 +102,8 @@ class Settings(BaseModel):
         return values
 
 
-class Config(BaseModel):
-    """What a model's config.json says of its input."""
+class InputConfig(BaseModel):
+    """The parts of a model's config.json that describe its input."""
 
     num_frames: Whole | None = None
     frames_per_clip: Whole | None = None
@@ -110,13 +112,17 @@ class Config(BaseModel):
 
 
 def model_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the config that describes the input: a model around another one keeps that one's config inside."""
+    """Return the config that describes the input: a wrapper model keeps its backbone's config inside."""
     inner = values.get("backbone_config")
     return inner | {"model_type": values.get("backbone_type")} if isinstance(inner, dict) else values
 
 
-def processor_class(settings: Settings, file: Path, family: Family) -> tuple[str, str]:
-    """Return the stem of the processor's class, and what it resizes with."""
+def processor_class(settings: ProcessorSettings, file: Path, family: Family) -> tuple[str, str]:
+    """Return the stem of the processor's class, and the library that it resizes with.
+
+    Raises:
+        SttmError: for an unknown class.
+    """
     name = settings.video_processor_type or settings.image_processor_type or settings.feature_extractor_type
     if name is None:
         is_video = family.processor == "VJEPA2" or file.name == "video_preprocessor_config.json"
@@ -125,54 +131,66 @@ def processor_class(settings: Settings, file: Path, family: Family) -> tuple[str
     match = re.fullmatch(rf"({'|'.join(PROCESSORS)})({kinds})(?:Fast|Pil)?", name)
     if match is None:
         known = ", ".join(PROCESSORS)
-        raise SttmError(f"{file} is made for {name}; known are the image and video processors of {known}.")
+        raise SttmError(f"{file} is made for {name}; allowed are the image and video processors of {known}")
     return match[1], "torch" if match[2] == "VideoProcessor" else "pillow"
 
 
-def find_settings(folder: Path) -> tuple[Settings, Path] | None:
-    """Find a processor's settings, in the order in which transformers looks for them."""
+def find_settings(folder: Path) -> tuple[ProcessorSettings, Path] | None:
+    """Return a processor's settings and their file, in the order in which transformers looks for them, or None."""
     nested = folder / "processor_config.json"
     if nested.exists():
         values = read_json(nested)
         for key in ("video_processor", "image_processor"):
             if key in values:
-                return validate(Settings, values[key], nested), nested
+                return validate(ProcessorSettings, values[key], nested), nested
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
-            return validate(Settings, read_json(folder / name), folder / name), folder / name
+            return validate(ProcessorSettings, read_json(folder / name), folder / name), folder / name
     return None
 
 
 def validate(model: type[Model], values: object, file: Path) -> Model:
-    """Check a file's values; the first that is wrong is an SttmError that names file, key and value."""
+    """Validate a file's values.
+
+    Raises:
+        SttmError: for the first wrong value, with file, key and value.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"][:1]) or "the whole"
         reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise SttmError(f"{file}: {key} is {first['input']!r}, but the {reason}; correct the file.") from None
+        raise SttmError(f"{file}: {key} is {first['input']!r}, but the {reason}; correct the file") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object; anything else is an SttmError."""
+    """Read a file that must hold one JSON object.
+
+    Raises:
+        SttmError: for a missing or unreadable file, or anything but one object.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model.") from None
+        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model") from None
     except OSError as error:
-        raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder.") from None
+        raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder") from None
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise SttmError(f"{file} is not valid JSON ({error}); save or download the model again.") from None
+        raise SttmError(f"{file} is not valid JSON ({error}); save or download the model again") from None
     if not isinstance(values, dict):
-        raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again.")
+        raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again")
     return values
 
 
 def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
-    """Read a size however it is worded; one number stands for a square."""
+    """Return height and width; one number means a square.
+
+    Raises:
+        SttmError: if only one of the two is given.
+    """
     if isinstance(size, Sides):
         if size.height is None or size.width is None:
-            raise SttmError(f"{file} has a {key} without height and width; give both, or one number.")
+            raise SttmError(f"{file} has a {key} without height and width; give both, or one number")
         return size.height, size.width
     return size if isinstance(size, tuple) else (size, size)

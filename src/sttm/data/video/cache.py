@@ -1,46 +1,51 @@
-"""Small data sets in memory: videos decoded whole, once, and read again with the very results that the file gives."""
+"""A cache of decoded videos for small data sets; what is read from it equals what the file gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sttm.data.video import decoders
-from sttm.data.video.decoders import Decoded, Source, Timeline
+from sttm.data.video.container import FileLike, open_stream
+from sttm.data.video.decode import DecodedFrames, decode
+from sttm.data.video.timeline import Timeline, read_timeline
 
 
 @dataclass(frozen=True)
-class Whole:
-    """All frames of a file, which answer as the file does."""
+class CachedVideo:
+    """All frames of a file, with its timeline."""
 
     timeline: Timeline
-    decoded: Decoded
+    decoded: DecodedFrames
 
-    def decode(self, _: Source, __: Timeline, wanted: list[int]) -> Decoded:
-        """Take the frames at the sorted indices `wanted`, as a decoder would."""
+    def select(self, wanted: list[int]) -> DecodedFrames:
+        """Return the frames at the sorted indices `wanted`, as decoding the file would."""
         frames_CHW = {i: self.decoded.frames_CHW[i] for i in wanted if i in self.decoded.frames_CHW}
         times = self.decoded.times if len(frames_CHW) < len(wanted) else None
-        return Decoded(frames_CHW, times, self.decoded.notes)
+        return DecodedFrames(frames_CHW, times, self.decoded.warnings)
 
 
-class Kept:
-    """Decoded videos, kept until so many bytes are full; those that come later are read from their files."""
+class VideoCache:
+    """Keep decoded videos until `limit_bytes` are full; later ones are read from their files."""
 
     def __init__(self, limit_bytes: float) -> None:
         self.free_bytes = limit_bytes
-        self._videos: dict[str, Whole | None] = {}  # None: there was no room
+        self._videos: dict[str, CachedVideo | None] = {}  # None: it did not fit
 
-    def get(self, source: Source) -> Whole | None:
-        """Return the whole video, decoding it at its first time; None if there is no room for it."""
-        key = str(source)
+    def get(self, file: FileLike) -> CachedVideo | None:
+        """Return the whole video, decoded at the first call; None if it does not fit.
+
+        Raises:
+            SttmError: if the file cannot be read.
+        """
+        key = str(file)
         if key in self._videos:
             return self._videos[key]
-        timeline = decoders.survey(source)
-        with decoders.open_video(source) as (_, stream):
+        timeline = read_timeline(file)
+        with open_stream(file) as (_, stream):
             num_bytes = 3 * stream.width * stream.height * len(timeline.times)
         if num_bytes > self.free_bytes:
             self._videos[key] = None
             return None
-        whole = Whole(timeline, decoders.decode_with_pyav(source, timeline, list(range(len(timeline.times)))))
+        video = CachedVideo(timeline, decode(file, timeline, list(range(len(timeline.times)))))
         self.free_bytes -= num_bytes
-        self._videos[key] = whole
-        return whole
+        self._videos[key] = video
+        return video

@@ -1,14 +1,10 @@
-"""From a video file to a few RGB frames: look at it, choose frames, decode no further than they need.
+"""From a video file to clips: read its timeline, choose frames, decode no further than they need.
 
-Only `probe` and `read` touch a decoder. PyAV finds when each frame is shown by reading packets, without
-decoding; the decoder then runs in order, or jumps between key frames where that is exact and far shorter, and
-only the frames that are wanted become pixels.
+`container` opens the file, `timeline` reads its packets, `sampling` chooses frames, `decode` makes them pixels.
 
 Legend: T frames of a clip, C = 3 colours (red, green, blue), H height, W width, V temporal views of one file.
 """
 
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sttm.data.video import decoders
-from sttm.data.video.cache import Kept
-from sttm.errors import SttmError
+from sttm.data.video.cache import VideoCache
+from sttm.data.video.container import FileLike, OpenFile, duration_seconds, no_frames, open_stream
+from sttm.data.video.decode import DecodedFrames, decode, frames_in_order, orientation
+from sttm.data.video.sampling import Sampling, sample_indices
+from sttm.data.video.timeline import Timeline, read_timeline
 
-DECODERS = {"pyav": decoders.decode_with_pyav, "torchcodec": decoders.decode_with_torchcodec}
-SAMPLING_MODES = ("uniform", "dense")
+__all__ = ["Clip", "Sampling", "VideoInfo", "probe", "read"]
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of itself, sizes as its first frame shows them."""
+    """What a file says of itself, with sizes as its first frame shows them."""
 
     path: str
     width: int
@@ -43,40 +40,14 @@ class VideoInfo:
     pixel_format: str
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames to take: spread over the whole video ("uniform") or a stride apart ("dense")."""
-
-    num_frames: int = 16
-    mode: str = "uniform"
-    stride: int = 1
-    """Distance between dense frames; uniform sampling does not use it."""
-    views: int = 1
-    """Temporal views: clips taken from one video, to average predictions over."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "stride", "views"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise SttmError(f"Sampling {name}={value!r} is not a whole number; give 1 or more.")
-        if self.mode not in SAMPLING_MODES:
-            choice = " or ".join(map(repr, SAMPLING_MODES))
-            raise SttmError(f"Sampling mode={self.mode!r} is unknown; choose {choice}.")
-
-    @property
-    def reach(self) -> int:
-        """Frames that a video needs so that none must be repeated."""
-        return self.num_frames if self.mode == "uniform" else (self.num_frames - 1) * self.stride + 1
-
-
 @dataclass(repr=False)
 class Clip:
-    """Frames of one temporal view, with the places they came from."""
+    """Decoded frames of one temporal view of one file, and their positions in it."""
 
     frames_TCHW: Tensor
     """uint8 RGB, turned upright."""
     indices: tuple[int, ...]
-    """Place of each frame among all the frames that the file yields, from 0."""
+    """Index of each frame among all the frames that the file yields, from 0."""
     timestamps: tuple[float, ...]
     """Seconds from the video's first frame to each of these."""
     path: str
@@ -99,21 +70,26 @@ class Clip:
 
 
 def probe(path: str | Path | BinaryIO, *, name: str | None = None) -> VideoInfo:
-    """Look at a video's header and its first frame; `name` is what messages call a file that is already open.
+    """Read a video's header and its first frame.
 
-    Raises: SttmError if the file is missing, unreadable, no video, or yields no frame at all.
+    Args:
+        path: a path, or a binary file that is already open.
+        name: what messages call an open file.
+
+    Raises:
+        SttmError: if the file is missing, unreadable, no video, or yields no frame at all.
     """
-    source = _source(path, name)
-    with decoders.open_video(source) as (container, stream):
-        frame = next(decoders.frames_in_order(container, stream), None)
+    file = _file_like(path, name)
+    with open_stream(file) as (container, stream):
+        frame = next(frames_in_order(container, stream), None)
         if frame is None:
-            raise decoders.no_frames(source, stream)
-        quarter_turns, _ = decoders.orientation(frame)
+            raise no_frames(file, stream)
+        quarter_turns, _ = orientation(frame)
         size = (frame.width, frame.height)
         rate = stream.average_rate or stream.guessed_rate
-        seconds = decoders.duration_seconds(container, stream)
+        seconds = duration_seconds(container, stream)
         return VideoInfo(
-            path=str(source),
+            path=str(file),
             width=size[quarter_turns % 2],
             height=size[1 - quarter_turns % 2],
             fps=float(rate) if rate else None,
@@ -129,106 +105,55 @@ def read(
     path: str | Path | BinaryIO,
     sampling: Sampling,
     *,
-    decoder: str = "pyav",
     name: str | None = None,
-    draw: np.random.Generator | None = None,
-    kept: Kept | None = None,
+    rng: np.random.Generator | None = None,
+    cache: VideoCache | None = None,
 ) -> list[Clip]:
     """Decode the frames that `sampling` asks for: one Clip a temporal view.
 
-    Of a binary file that is already open, such as a member of an archive, `name` is what messages call it. With
-    `draw` the frames are chosen at random, as in training. `kept` saves decoding the same file again and again.
-
     A video shorter than the clip repeats its last frame; a file that yields fewer frames than it announces
-    is sampled over those it yields: the clips' `warnings` say so. Transparent pixels are laid over white, as
+    is sampled over those it yields: the clips' `warnings` say so. Transparent pixels are drawn over white, as
     transformers' processors do; frames that differ in size from the stream are scaled to it.
 
-    Raises: SttmError if the file yields no frame, or if the decoder is unknown or not installed.
+    Args:
+        path: a path, or a binary file that is already open, such as a member of an archive.
+        name: what messages call an open file.
+        rng: choose frames at random, as in training.
+        cache: holds decoded videos, so that a file is decoded only once.
+
+    Raises:
+        SttmError: if the file cannot be opened or yields no frame.
     """
-    if decoder not in DECODERS:
-        raise SttmError(f"Decoder {decoder!r} is unknown; choose {' or '.join(map(repr, DECODERS))}.")
-    source = _source(path, name)
-    whole = kept.get(source) if kept is not None else None
-    decode = whole.decode if whole is not None else DECODERS[decoder]
-    timeline = whole.timeline if whole is not None else decoders.survey(source)
+    file = _file_like(path, name)
+    cached = cache.get(file) if cache is not None else None
+    timeline = cached.timeline if cached is not None else read_timeline(file)
     while True:
-        picks_VT = sample_indices(timeline.times, sampling, draw)
-        decoded = decode(source, timeline, sorted({i for picks_T in picks_VT for i in picks_T}))
+        indices_VT = sample_indices(timeline.times, sampling, rng)
+        wanted = sorted({i for indices_T in indices_VT for i in indices_T})
+        decoded = cached.select(wanted) if cached is not None else decode(file, timeline, wanted)
         if decoded.times is None:
             break
-        # The file ended early: sample anew over the frames it yields. They are fewer each time, so this ends.
+        # The file ended early: sample again over the frames it yields. They are fewer each time, so this ends.
         timeline = replace(timeline, times=decoded.times, keys=())
-    return [_make_clip(str(source), picks_T, decoded, timeline, sampling) for picks_T in picks_VT]
+    return [_make_clip(str(file), indices_T, decoded, timeline, sampling) for indices_T in indices_VT]
 
 
-def sample_indices(
-    times: Sequence[int], sampling: Sampling, draw: np.random.Generator | None = None
-) -> list[list[int]]:
-    """Choose V lists of T frame indices, given when each frame is shown (whole ticks, in order).
-
-    Uniform: `np.linspace(0, len(times) - 1, T)` rounded down, as in transformers' video pipeline; views
-    interleave. Dense: views are spread evenly, a single one is centred. Where the frame rate varies, instants
-    are spread evenly in time, and the frame on screen then is chosen. A video too short ends in repeats.
-
-    With `draw`, for training: uniform takes one frame at random out of each of T equal parts of the video, dense
-    starts anywhere.
-    """
-    assert draw is None or sampling.views == 1, "a clip for training is one view"
-    last, wanted, views = len(times) - 1, sampling.num_frames, sampling.views
-    # Positions are exact fractions, numerator over denominator, on a grid of as many even steps as frames.
-    if sampling.mode == "uniform" and last + 1 >= wanted and draw is not None:
-        denominator = wanted
-        numerators_VT = [[k * (last + 1) + int(part) for k, part in enumerate(draw.integers(last + 1, size=wanted))]]
-    elif sampling.mode == "uniform" and last + 1 >= wanted:
-        denominator = max(wanted * views - 1, 1)
-        numerators_VT = [[(k * views + v) * last for k in range(wanted)] for v in range(views)]
-    else:
-        denominator, stride = 1, sampling.stride if sampling.mode == "dense" else 1
-        room = max(last + 1 - sampling.reach, 0)
-        starts = [room * v // (views - 1) for v in range(views)] if views > 1 else [room // 2]
-        if draw is not None:
-            starts = [int(draw.integers(room + 1))]
-        numerators_VT = [[min(start + k * stride, last) for k in range(wanted)] for start in starts]
-    if _is_constant_rate(times):
-        return [[a // denominator for a in row] for row in numerators_VT]
-    span = times[-1] - times[0]
-    instants_VT = [[times[0] + a * span // (denominator * last) for a in row] for row in numerators_VT]
-    return [[bisect_right(times, instant) - 1 for instant in row] for row in instants_VT]
-
-
-def _source(path: str | Path | BinaryIO, name: str | None) -> decoders.Source:
-    """A path as it is, an open file with its name."""
+def _file_like(path: str | Path | BinaryIO, name: str | None) -> FileLike:
+    """Return a path as it is, an open file with its name."""
     if hasattr(path, "read") and hasattr(path, "seek"):
-        return decoders.Member(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
+        return OpenFile(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
     return path
 
 
-def _is_constant_rate(times: Sequence[int]) -> bool:
-    """Tell whether every frame lies within half a frame of its place on an even grid: rounded stamps do."""
-    if len(times) < 3 or times[-1] == times[0]:
-        return True
-    places = (np.asarray(times) - times[0]) * ((len(times) - 1) / (times[-1] - times[0]))
-    return bool(np.abs(places - np.arange(len(times))).max() < 0.5)
-
-
-def _make_clip(
-    path: str,
-    picks_T: list[int],
-    decoded: decoders.Decoded,
-    timeline: decoders.Timeline,
-    sampling: Sampling,
-) -> Clip:
-    num_frames, warnings = len(timeline.times), list(decoded.notes)
+def _make_clip(path: str, indices_T: list[int], decoded: DecodedFrames, timeline: Timeline, sampling: Sampling) -> Clip:
+    num_frames, warnings = len(timeline.times), list(decoded.warnings)
     if num_frames < timeline.announced:
         warnings.append(f"the file announces {timeline.announced} frames but yields only {num_frames}")
-    if num_frames < sampling.reach:
-        count = f"{num_frames} frame{'s' * (num_frames != 1)}"
-        warnings.append(f"the video has {count} and the clip needs {sampling.reach}: the last is repeated")
-    ticks = [timeline.times[i] - timeline.times[0] for i in picks_T]
+    ticks = [timeline.times[i] - timeline.times[0] for i in indices_T]
     return Clip(
-        frames_TCHW=torch.stack([decoded.frames_CHW[i] for i in picks_T]).contiguous(),
-        indices=tuple(picks_T),
+        frames_TCHW=torch.stack([decoded.frames_CHW[i] for i in indices_T]).contiguous(),
+        indices=tuple(indices_T),
         timestamps=tuple(tick * timeline.seconds_per_tick for tick in ticks),
         path=path,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *sampling.warnings_for(num_frames)),
     )

@@ -1,0 +1,74 @@
+"""When each frame of a file is shown, as its packets tell without any decoding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import av
+
+from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
+
+_EXACT_SEEK = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each frame is shown, in display order."""
+
+    times: tuple[int, ...]
+    """In ticks."""
+    seconds_per_tick: float
+    announced: int
+    """Number of frames that the header, or else the packets, announce."""
+    keys: tuple[int, ...] = ()
+    """Indices of the key frames; empty where seeking to one may be inexact."""
+
+
+def read_timeline(path: FileLike) -> Timeline:
+    """Read a file's packets without decoding them; frame counts in headers are often zero or too high.
+
+    Raises:
+        SttmError: if the file cannot be opened or has no packet of a frame.
+    """
+    with open_stream(path) as (container, stream):
+        stamps, key_stamps, num_hidden = _read_packets(container, stream)
+        if not stamps:
+            raise no_frames(path, stream)
+        times = display_times(stamps)
+        timed = None not in stamps
+        seekable = timed and container.format.name in _EXACT_SEEK and len(set(times)) == len(times)
+        index: dict[int | None, int] = {time: i for i, time in enumerate(times)}
+        return Timeline(
+            times=times,
+            seconds_per_tick=float(stream.time_base) if timed else 1 / float(stream.guessed_rate or 25),
+            announced=max(stream.frames - num_hidden, 0) or _announced_by_duration(container, stream, len(times)),
+            keys=tuple(sorted(index[stamp] for stamp in key_stamps)) if seekable else (),
+        )
+
+
+def display_times(stamps: list[int | None]) -> tuple[int, ...]:
+    """Sort timestamps into display order; where one is missing, return the frames' numbers instead."""
+    known = [stamp for stamp in stamps if stamp is not None]
+    return tuple(sorted(known)) if len(known) == len(stamps) else tuple(range(len(stamps)))
+
+
+def _read_packets(container: Any, stream: Any) -> tuple[list[int | None], list[int | None], int]:
+    """Return the timestamps of all shown frames, those of key frames, and the number of frames never shown."""
+    stamps, key_stamps, num_hidden = [], [], 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_discard:  # cut off by an edit list: never shown
+                num_hidden += 1
+            elif packet.size:  # the last packet of all is empty
+                stamps.append(packet.pts if packet.pts is not None else packet.dts)
+                if packet.is_keyframe:
+                    key_stamps.append(stamps[-1])
+    except av.FFmpegError:  # a broken end: decoding in order will tell how far the file goes
+        pass
+    return stamps, key_stamps, num_hidden
+
+
+def _announced_by_duration(container: Any, stream: Any, num_packets: int) -> int:
+    """Return the frames that the duration announces where far fewer packets are there, else the packets' number."""
+    seconds, rate = duration_seconds(container, stream), stream.guessed_rate
+    announced = round(seconds * rate) if seconds and rate and len(container.streams) == 1 else 0
+    return announced if num_packets < 0.9 * announced else num_packets

@@ -1,0 +1,86 @@
+"""One video to read: a file, a folder of frames, or bytes inside a tar shard."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sttm.data.video.cache import VideoCache
+from sttm.data.video.frame_folder import probe_frames, read_frames
+from sttm.data.video.read import Clip, Sampling, VideoInfo, probe, read
+from sttm.errors import SttmError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMember:
+    """The bytes of a video inside a tar shard."""
+
+    file: str
+    offset: int
+    size: int
+
+    def open(self) -> io.BytesIO:
+        """Read the bytes into a file object.
+
+        Raises:
+            SttmError: if the shard is gone or has become shorter.
+        """
+        try:
+            with Path(self.file).open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise SttmError(f"{self.file} cannot be read ({error.strerror}); check the disk") from error
+        if len(data) < self.size:
+            raise SttmError(f"{self.file} is cut off within a video; download it again")
+        return io.BytesIO(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """What is to be read, with its label where that is known."""
+
+    path: str
+    """As it is reported: a file, a folder of frames, or shard.tar/key."""
+    label: int | None = None
+    """Index of the class."""
+    frames: tuple[int, int | None] | None = None
+    """Of a folder of frames: how many to skip, and how many there are (None: all that follow)."""
+    member: ShardMember | None = None
+    error: str | None = None
+    """Why there is nothing to read, for an input that names no video; `read` and `probe` raise it."""
+
+    def read(
+        self, sampling: Sampling, rng: np.random.Generator | None = None, *, cache: VideoCache | None = None
+    ) -> list[Clip]:
+        """Decode one Clip a temporal view; see `sttm.data.video.read.read`.
+
+        Raises:
+            SttmError: if the video is gone or cannot be read.
+        """
+        if self.frames is not None:
+            skip, count = self.frames
+            return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
+        return read(self._file(), sampling, name=self.path, rng=rng, cache=cache)
+
+    def probe(self) -> VideoInfo:
+        """Read the header and the first frame.
+
+        Raises:
+            SttmError: if the video is gone or cannot be read.
+        """
+        if self.frames is not None:
+            return probe_frames(self.path, skip=self.frames[0], count=self.frames[1])
+        return probe(self._file(), name=self.path)
+
+    def _file(self) -> str | io.BytesIO:
+        if self.error is not None:
+            raise SttmError(self.error)
+        return self.path if self.member is None else self.member.open()

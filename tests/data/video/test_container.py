@@ -1,0 +1,100 @@
+"""Opening files: real video files only, and one clear sentence for everything else."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from sttm.data.video.read import Sampling, probe, read
+from sttm.errors import SttmError
+from tests.data.helpers import (
+    write_video,
+)
+
+#: 35 bytes that claim a picture of 12,000 x 12,000 pixels.
+HUGE_GIF = bytes.fromhex("474946383961 e02ee02e 800000 000000 ffffff 2c 00000000 e02ee02e 00 02 02 4401 00 3b")
+
+
+@pytest.mark.parametrize("suffix", [".m3u8", ".mp4"])
+def test_a_playlist_on_disk_opens_no_other_file(tmp_path, suffix):
+    video = write_video(tmp_path / "other.ts", 20)
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", f"file://{video}", "#EXT-X-ENDLIST", ""]
+    (path := tmp_path / f"list{suffix}").write_text("\n".join(lines))
+    for look in (probe, lambda p: read(p, Sampling(2))):
+        with pytest.raises(SttmError, match=r"is a playlist, not a video; give the video files that it names$"):
+            look(path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_playlist_in_an_archive_reaches_no_file(tmp_path, named):
+    video = write_video(tmp_path / "secret.ts", 20)
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", f"file://{video}", "#EXT-X-ENDLIST", ""]
+    name = "shard.tar/list.m3u8" if named else None
+    with pytest.raises(SttmError, match="^shard.tar/list.m3u8 " if named else "^the open file "):
+        read(io.BytesIO("\n".join(lines).encode()), Sampling(2), name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.mp4", None, "does not exist"),
+        ("folder.mp4", "folder", "is a folder"),
+        ("empty.mp4", b"", "is empty"),
+        ("page.mp4", b"\n <!DOCTYPE html><html><body>404</body></html>", "is a web page"),
+        ("noise.mp4", bytes(range(256)) * 8, "is not a readable video"),
+        ("text.txt", b"hello world, this is no video\n" * 9, "is not a readable video"),
+        ("art.ans", b"hello world\n" * 9, "is a text file"),
+        ("list.ffconcat", b"ffconcat version 1.0\nfile /etc/passwd\n", "is a playlist"),
+        ("dash.mpd", b'<?xml version="1.0"?><MPD type="static"></MPD>', "is a playlist"),
+        pytest.param("huge.gif", HUGE_GIF, "has frames of 12000x12000 pixels, more than the 67,108,864", id="huge"),
+        ("x" * 300, None, "cannot be opened"),
+        ("nul\0byte", None, "cannot be opened"),
+    ],
+)
+def test_what_is_no_video_gives_one_sentence(tmp_path, name, content, says):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    for look in (probe, lambda p: read(p, Sampling())):
+        with pytest.raises(SttmError, match=says) as caught:
+            look(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_mp4_without_its_index_and_one_with_sound_only(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", 20).read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: whole.index(b"moov") - 4])
+    with pytest.raises(SttmError, match="cut off before its index"):
+        read(cut, Sampling())
+    sound = tmp_path / "sound.m4a"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = np.zeros((1, 1024), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(SttmError, match="holds no video stream but audio"):
+        read(sound, Sampling())
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "secret.mp4", 2)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", refuse)  # rather than chmod, which does not bind the superuser
+    with pytest.raises(SttmError, match="permission denied"):
+        read(path, Sampling())
+
+
+def test_a_name_that_looks_like_an_address(tmp_path, monkeypatch):
+    write_video(tmp_path / "plain.mp4", 2).rename(tmp_path / "concat:a|b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert read("concat:a|b.mp4", Sampling(2))[0].indices == (0, 1)
