@@ -38,7 +38,7 @@ def made(tmp_path_factory) -> Path:
     """Made videos of 18 motions, as Something-Something v2 has them, all in the validation split."""
     folder = tmp_path_factory.mktemp("made")
     settings = SynthSettings("motion", CLIPS, seed=3, frames=8, size=32, train=0, validation=1, test=0)
-    return make(folder / "motion", settings, workers=1, progress=False)
+    return make(folder / "motion", settings, workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,13 @@ def _write(folder: Path, settings: SynthSettings, index: int) -> None:
     encode(pictures, folder / video_path(settings, index))
 
 
-def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True) -> Path:
+def make(
+    folder: str | Path,
+    settings: SynthSettings,
+    *,
+    workers: int | None = None,
+    advance: Callable[[int, int], None] = lambda videos, total: None,
+) -> Path:
     """Makes a folder of annotated clips, or goes on where an earlier run of the same settings stopped.
 
     *motion* is laid out as Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,
@@ -132,7 +138,7 @@ def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = N
 
     Args:
         workers: processes; None is one for each core. The clips do not depend on it.
-        progress: a bar on a terminal.
+        advance: called after each video with 1 and the number of videos that were missing.
 
     Raises:
         SttmError: when the folder holds something else, or cannot be written.
@@ -143,7 +149,7 @@ def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = N
         for parent in {(folder / video_path(settings, i)).parent for i in range(len(CLASSES[settings.kind]))}:
             parent.mkdir(parents=True, exist_ok=True)
         missing = [i for i in range(settings.clips) if not (folder / video_path(settings, i)).exists()]
-        _run(partial(_write, folder, settings), missing, workers, progress)
+        _run(partial(_write, folder, settings), missing, workers, advance)
         _annotate(folder, settings)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -173,28 +179,20 @@ def _claim(folder: Path, settings: SynthSettings) -> None:
     note.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
 
-def _run(job: Callable[[int], None], indices: list[int], workers: int | None, progress: bool) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
+def _run(
+    job: Callable[[int], None], indices: list[int], workers: int | None, advance: Callable[[int, int], None]
+) -> None:
+    """Run a job for each index, on so many processes."""
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(indices) // 8))
-    bar = partial(
-        track,
-        description="Making videos",
-        total=len(indices),
-        console=console,
-        transient=True,
-        disable=not (progress and console.is_terminal),
-    )
     if workers <= 1:
-        for index in bar(indices):
+        for index in indices:
             job(index)
+            advance(1, len(indices))
         return
     # spawn, because a fork of a process whose libraries hold threads may hang
     with get_context("spawn").Pool(workers) as pool:
-        for _ in bar(pool.imap_unordered(job, indices, chunksize=8)):
-            pass
+        for _ in pool.imap_unordered(job, indices, chunksize=8):
+            advance(1, len(indices))
 
 
 def _annotate(folder: Path, settings: SynthSettings) -> None:

@@ -353,7 +353,7 @@ def test_path_label_lists_come_back(tmp_path_factory, rows, separator):
 @pytest.mark.parametrize("kind", ["motion", "scene"])
 def test_made_sets_are_read(kind: str, tmp_path: Path):
     made = SynthSettings(kind=kind, clips=25, frames=8, size=32)
-    make(tmp_path, made, workers=1, progress=False)
+    make(tmp_path, made, workers=1)
     files = {"train": "train.json", "validation": "validation.json", "test": "test-answers.csv"}
     if kind == "scene":
         files = {"train": "kinetics_train.csv", "validation": "kinetics_val.csv", "test": "kinetics_test.csv"}
