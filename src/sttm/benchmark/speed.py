@@ -74,6 +74,7 @@ class Variant:
     model: nn.Module
 
 
+# Over 40 lines: most are the options and what they mean.
 def run(
     models: Sequence[str],
     methods: Sequence[str] = ("sttm",),

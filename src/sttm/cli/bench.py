@@ -12,6 +12,7 @@ from sttm.cli.progress import progress
 from sttm.errors import SttmError
 
 
+# Over 40 lines: half are the options.
 @app.command(epilog="Example:  sttm bench --methods sttm --compute 1,0.62 --dtype fp32,bf16")
 def bench(
     model: Annotated[list[str] | None, typer.Option(metavar="M", help="May be repeated.")] = None,

@@ -27,6 +27,7 @@ from sttm.evaluation.report import BEST, Answer, Evaluation
 __all__ = ["Evaluation", "evaluate", "match_classes"]
 
 
+# Over 40 lines: most are the options and what they mean.
 def evaluate(
     model: nn.Module,
     videos: VideoSet,

@@ -41,6 +41,7 @@ class Classified:
     """Time to read the video, and its share of the model's time on its batch."""
 
 
+# Over 40 lines: most are the options and what they mean.
 def classify(
     model: nn.Module,
     samples: Iterable[Reading],

@@ -42,6 +42,7 @@ class VideoFile:
         return read(self.path, sampling)
 
 
+# Over 40 lines: most are the options and what they mean.
 def predict(
     paths: Iterable[str | PathLike[str]],
     model: str | Path = models.DEFAULT,

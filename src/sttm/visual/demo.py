@@ -35,6 +35,7 @@ from sttm.visual.pictures import merge_picture, restore
 PICTURES = 6
 
 
+# Over 40 lines: most are the options and what they mean.
 def run(
     folder: str | Path,
     *,
