@@ -25,7 +25,8 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
 from sttm.data.video.read import Sampling, read
-from sttm.evaluation.metrics import Accuracy, machine
+from sttm.devices import machine
+from sttm.evaluation.metrics import Accuracy
 from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
 
 ROOT = Path(__file__).parents[1]

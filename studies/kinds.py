@@ -24,7 +24,8 @@ from torch.nn.functional import cross_entropy
 
 import sttm
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.evaluation.metrics import Accuracy, machine
+from sttm.devices import machine
+from sttm.evaluation.metrics import Accuracy
 from sttm.models import resolve
 from sttm.synth.videos import CLASSES, render
 

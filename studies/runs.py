@@ -24,7 +24,7 @@ from torch import nn
 from variants import put_in
 
 import sttm
-from sttm.evaluation.metrics import machine
+from sttm.devices import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

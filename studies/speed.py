@@ -21,7 +21,7 @@ from runs import COMMIT, RESULTS, Entry, rows_of
 from tables import Group, Row, groups, markdown, show_in_docs
 from variants import put_in
 
-from sttm.evaluation.metrics import machine
+from sttm.devices import machine
 
 NEAR, BATCH, ROUNDS = 0.005, 8, 15
 

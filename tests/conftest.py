@@ -1,5 +1,6 @@
-"""What every test shares: one thread, no network, the same draws by hypothesis, the real clips."""
+"""What every test shares: one thread, no network, the same draws by hypothesis; small models and videos."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,3 +27,82 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared clips at {folder}; STTM_DATA names another place")
     return folder
+
+
+def save_small_model(folder: Path, labels: list[str], num_frames: int) -> Path:
+    """Save a very small VideoMAE with random weights, and its preprocessing."""
+    import torch
+    from torch import nn
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    from sttm.data.transforms.preprocess import Preprocess
+
+    torch.manual_seed(0)
+    config = VideoMAEConfig(
+        image_size=32, patch_size=8, num_frames=num_frames, tubelet_size=2, hidden_size=32, num_hidden_layers=4,
+        num_attention_heads=2, intermediate_size=64, id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    model = VideoMAEForVideoClassification(config)
+    nn.init.normal_(model.get_parameter("classifier.weight"))  # a new head of zeros gives all clips the same scores
+    model.save_pretrained(folder)
+    Preprocess.from_folder(folder).to_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """Return the folder of a model of three classes."""
+    return save_small_model(tmp_path_factory.mktemp("model"), ["ant", "bee", "cat"], num_frames=8)
+
+
+@pytest.fixture(scope="session")
+def motion_model(tmp_path_factory) -> Path:
+    """Return the folder of a model of the 18 motions that writes and numbers them differently from the videos."""
+    from sttm.synth.videos import MOTION_CLASSES
+
+    labels = [name.upper().replace(" ", "_") for name in reversed(MOTION_CLASSES)]
+    return save_small_model(tmp_path_factory.mktemp("motion-model"), labels, num_frames=4)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Return a folder of three videos of noise, one of them broken, and two files that are no video."""
+    import av
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "deep").mkdir()
+    for seed, name in enumerate(["a.mp4", "deep/c.mkv"]):
+        noise = np.random.default_rng(seed).integers(0, 256, (10, 48, 64, 3), np.uint8)
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for image in noise:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+            container.mux(stream.encode())
+    (folder / "b.mp4").write_text("<html>404</html>")
+    (folder / "labels.csv").write_text("a.mp4,ant")
+    (folder / "notes.md").write_text("# no video")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory) -> Path:
+    """Return a folder of 24 synthetic videos of 18 motions, as Something-Something v2, all of the validation split."""
+    from sttm.synth.videos import SynthSettings, make
+
+    folder = tmp_path_factory.mktemp("motion")
+    settings = SynthSettings("motion", 24, seed=3, frames=8, size=32, train=0, validation=1, test=0)
+    return make(folder / "videos", settings, workers=1)
+
+
+@pytest.fixture(scope="session")
+def motion_list(motion_videos) -> Path:
+    """Return a csv that lists 23 of the videos: one is no video, and one does not exist."""
+    entries = json.loads((motion_videos / "validation.json").read_text())
+    rows = [(f"videos/{e['id']}.mp4", e["template"].replace("[", "").replace("]", "")) for e in entries[:21]]
+    (motion_videos / "broken.mp4").write_text("<html>404</html>")
+    rows[4:4] = [("broken.mp4", rows[0][1]), ("absent.mp4", rows[1][1])]
+    lines = ["path,label", *(f"{path},{label}" for path, label in rows)]
+    (motion_videos / "ragged.csv").write_text("\n".join(lines) + "\n")
+    return motion_videos / "ragged.csv"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
@@ -84,3 +86,17 @@ def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         out: torch.Tensor = model(clips).logits
     return out
+
+
+class FixedModel(nn.Module):
+    """A classifier whose logits are a function of its pixels; `calls` has the number of clips of each forward."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], torch.Tensor], labels: list[str]) -> None:
+        super().__init__()
+        self.answer, self.weight = answer, nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(id2label=dict(enumerate(labels)))
+        self.calls: list[int] = []
+
+    def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
+        self.calls.append(len(pixels))
+        return SimpleNamespace(logits=self.answer(pixels))

@@ -12,17 +12,18 @@ from sttm.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
     from sttm.errors import SttmError
+    from sttm.evaluation.predict import predict
     from sttm.merging.merger import TokenMerger
     from sttm.models import load, save
     from sttm.patching.api import apply, macs, remove, trace
     from sttm.patching.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "remove", "save", "trace"]
+__all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "predict", "remove", "save", "trace"]
 
 register_when_imported()
 
-# Where each public name lives. They are imported when first used: `sttm --help` must not wait for torch.
+# The module of each public name. They are imported when first used: `sttm --help` must not wait for torch.
 _MODULES = {
     "Plan": "patching.plan",
     "SttmError": "errors",
@@ -30,6 +31,7 @@ _MODULES = {
     "apply": "patching.api",
     "load": "models",
     "macs": "patching.api",
+    "predict": "evaluation.predict",
     "remove": "patching.api",
     "save": "models",
     "trace": "patching.api",

@@ -1,4 +1,4 @@
-"""What is installed, what works, and how to mend what does not: `sttm doctor`."""
+"""What is installed, what works, and how to fix what does not: `sttm doctor`."""
 
 import importlib
 import platform
@@ -12,6 +12,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from sttm.errors import first_line
+
 PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
 TRAINING = ("accelerate", "kornia", "matplotlib", "pyarrow", "tensorboard")  # what sttm[train] brings
 INSTALL = "pip install --force-reinstall -c constraints.txt"
@@ -19,35 +21,34 @@ INSTALL = "pip install --force-reinstall -c constraints.txt"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: "ok", "absent" (optional, and not there) or "broken"; `mend` says what to do."""
+    """The result of one check: "ok", "absent" (optional, and not installed) or "broken"; `fix` says what to do."""
 
     name: str
     status: str
     detail: str
     needed: bool
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything that sttm needs or can use, one Finding at a time; nothing raises."""
+    """Check everything that sttm needs or can use, one Finding at a time; nothing raises."""
     yield _try("python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield _try("torch", _torch, mend=f"{INSTALL} torch")
+    yield _try("torch", _torch, fix=f"{INSTALL} torch")
     for name in PACKAGES:
-        yield _try(name, partial(_import, name), mend=f"{INSTALL} {name}")
-    yield _try("video", _video, mend=f"{INSTALL} av")
-    yield _try("torchvision", _torchvision, needed=False, mend="pip uninstall torchvision: sttm does without it")
-    yield _try("model", _model, mend="mend what is broken above; if nothing is, reinstall sttm")
+        yield _try(name, partial(_import, name), fix=f"{INSTALL} {name}")
+    yield _try("video", _video, fix=f"{INSTALL} av")
+    yield _try("torchvision", _torchvision, needed=False, fix="pip uninstall torchvision: sttm does not need it")
+    yield _try("model", _model, fix="fix what is broken above; if nothing is, reinstall sttm")
     for name in TRAINING:
-        yield _try(name, partial(_optional, name), needed=False, mend="pip install 'sttm[train]'")
+        yield _try(name, partial(_optional, name), needed=False, fix="pip install 'sttm[train]'")
 
 
-def _try(name: str, look: Callable[[], str | None], *, needed: bool = True, mend: str = "") -> Finding:
-    """Run one look, which returns what it saw, or None for something absent; whatever it raises is caught."""
+def _try(name: str, check: Callable[[], str | None], *, needed: bool = True, fix: str = "") -> Finding:
+    """Run one check, which returns what it found, or None for something absent; whatever it raises is caught."""
     try:
-        detail = look()
+        detail = check()
     except Exception as error:  # a broken installation can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(name, "broken", reason, needed, mend)
+        return Finding(name, "broken", first_line(error), needed, fix)
     if detail is None:
         return Finding(name, "absent", "not installed, and not needed", needed)
     return Finding(name, "ok", detail, needed)
@@ -71,10 +72,10 @@ def _torch() -> str:
 
 
 def _torchvision() -> str | None:
-    """Recognise a torchvision for another torch: no vision model of transformers loads beside it."""
+    """Recognise a torchvision built for another torch, with which no vision model of transformers loads."""
     if find_spec("torchvision") is None:
         return None
-    # In a process of its own, for a failed import leaves torch's operators half registered.
+    # In a separate process, because a failed import leaves torch's operators half registered.
     command = [sys.executable, "-c", "import torchvision"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if "torchvision::nms does not exist" in run.stderr:
@@ -106,17 +107,14 @@ def _video() -> str:
 
 
 def _model() -> str:
-    """Load the bundled model, and let it look at grey frames."""
+    """Load the bundled model, and run it on grey frames."""
     import torch
 
     from sttm import models
-    from sttm.data.transforms.preprocess import Preprocess
+    from sttm.evaluation.inference import forward
 
-    model = models.load(models.DEFAULT)
-    preprocess = Preprocess.from_folder(models.resolve(models.DEFAULT))
+    model, preprocess = models.load_with_preprocess()
     frames_TCHW = torch.full((preprocess.sampling.num_frames, 3, 64, 64), 128, dtype=torch.uint8)
-    with torch.no_grad():
-        logits = model(preprocess(frames_TCHW)).logits
-    if not logits.isfinite().all():
+    if not forward(model, preprocess(frames_TCHW)).isfinite().all():
         raise RuntimeError(f"the bundled model {models.DEFAULT} gives scores that are not finite")
     return f"the bundled {models.DEFAULT} loads and predicts"

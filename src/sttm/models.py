@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def load(name: str | Path = DEFAULT) -> Any:
         except SttmError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            raise SttmError(f"cannot load a model from {name}: {_first_sentence(error)}") from error
+            raise SttmError(f"cannot load a model from {name}: {first_line(error)}") from error
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
     if wrong:
         raise SttmError(
@@ -202,7 +202,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_sentence(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,22 +1,16 @@
-"""Measuring: counts and intervals, turns, what a row says, what is refused before anything is timed."""
+"""What a row of `sttm bench` says, and what is refused before anything is timed."""
 
-import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
 from sttm.benchmark import speed as bench
 from sttm.errors import SttmError
-from sttm.evaluation.metrics import Z95, Accuracy, in_turn, machine, quantiles
 
-CPU = torch.device("cpu")
 ROW = {"model", "method", "compute", "macs", "batch", "dtype", "mode"}
 ROW |= {"latency_ms", "clips_per_s", "speedup", "ideal_speedup", "peak_memory_mb"}
 
@@ -40,49 +34,6 @@ def merged(tmp_path) -> str:
     model = tiny()
     sttm.apply(model, compute=0.5, learned=True)
     return str(sttm.save(model, tmp_path / "merged"))
-
-
-# --- metrics ------------------------------------------------------------------------------------------------
-
-
-def test_accuracy_adds_up_over_ragged_batches():
-    logits_BK = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
-    whole = Accuracy.of(logits_BK[:2], torch.tensor([1, 1])) + Accuracy.of(logits_BK[2:], torch.tensor([1]))
-    assert whole == Accuracy(2, 3) and whole.share == 2 / 3
-    assert math.isnan(Accuracy().share) and Accuracy().interval == (0, 1)
-
-
-@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_interval_ends_where_the_share_is_just_believable(counts):
-    accuracy = Accuracy(*counts)
-    low, high = accuracy.interval
-    assert 0 <= low <= accuracy.share + 1e-9 and accuracy.share - 1e-9 <= high <= 1
-    for end in (low, high):  # Wilson's definition: the share is Z95 standard deviations of `end` away from it
-        distance = Z95 * math.sqrt(end * (1 - end) / accuracy.total)
-        assert abs(accuracy.share - end) == pytest.approx(distance, abs=1e-6)
-
-
-def test_quantiles_are_named_from_low_to_high():
-    assert quantiles([3, 1, 2]) == pytest.approx({"p10": 1.2, "p50": 2, "p90": 2.8})
-
-
-@pytest.mark.parametrize(("turn", "order"), [(0, "abc"), (1, "bca"), (5, "cab")])
-def test_each_turn_starts_with_another_run(turn, order):
-    seen: list[str] = []
-
-    def note(name):
-        seen.append(name)
-        return name.upper()
-
-    seconds, results = in_turn([partial(note, name) for name in "abc"], turn, CPU)
-    assert "".join(seen) == order and results == ["A", "B", "C"] and len(seconds) == 3 and min(seconds) >= 0
-
-
-def test_machine_names_threads_and_torch():
-    assert torch.__version__ in machine(CPU) and f"{torch.get_num_threads()} thread" in machine(CPU)
-
-
-# --- bench --------------------------------------------------------------------------------------------------
 
 
 def test_rows_say_what_was_run(plain, capfd):
@@ -129,20 +80,6 @@ def test_saved_merged_is_timed_as_it_is_against_its_plain_self(merged):
     rows = bench.run([merged], ["sttm"], [1], rounds=1)["rows"]
     assert [row["method"] for row in rows] == ["plain", "sttm (as saved)"]
     assert rows[0]["macs"] == sttm.macs(tiny()) and rows[1]["macs"] == sttm.macs(sttm.load(merged))
-
-
-def test_peak_memory_counts_what_is_alive_together():
-    class Chain(nn.Module):
-        def forward(self, x):
-            for _ in range(5):
-                x = x + 1  # two are alive at any time: the one before, and the one that is made
-            return x.view(-1)[:1]
-
-    pixels = torch.zeros(1 << 20)
-    model = Chain()
-    with torch.no_grad():
-        peak = bench._peak_bytes(model, pixels, lambda: model(pixels))
-    assert peak == 3 * pixels.nbytes  # with the pixels themselves
 
 
 STANDARD = {  # millions of parameters, billions of multiply-adds: as published, the classes aside

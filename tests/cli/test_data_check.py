@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sttm import cli
-from sttm.cli.training import sampling_of
+from sttm.cli.data_check import sampling_of
 from sttm.config.settings import ModelSettings
 from sttm.data.video.read import Sampling
 from tests.data.helpers import make_csv_set

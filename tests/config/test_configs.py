@@ -294,7 +294,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_ssv2(place / "data" / "ssv2")
     for kind in ("motion", "scene"):
         made = SynthSettings(kind=kind, clips=20, frames=8, size=32, train=0.9, validation=0.05, test=0.05)
-        make(place / "data" / kind, made, workers=1, progress=False)
+        make(place / "data" / kind, made, workers=1)
     for family, build in TINY.items():
         torch.manual_seed(0)
         folder = place / family

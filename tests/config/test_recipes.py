@@ -144,7 +144,7 @@ def test_example_of_a_format_reads_as_the_page_says(name_of_format: str, tmp_pat
 @pytest.mark.parametrize("kind", ["motion", "scene"])
 def test_made_sets_read_by_the_commands_of_their_configs(kind: str, tmp_path: Path) -> None:
     made = SynthSettings(kind=kind, clips=20, frames=8, size=32, train=0.9, validation=0.05, test=0.05)
-    folder = make(tmp_path / kind, made, workers=1, progress=False)
+    folder = make(tmp_path / kind, made, workers=1)
     lists = ("train.json", "test-answers.csv") if kind == "motion" else ("kinetics_train.csv", "kinetics_test.csv")
     data = DataSettings(
         train=SplitSettings(list=folder / lists[0]),

@@ -1,4 +1,4 @@
-"""Confusion: what the counts say, against a naive recount; sums of parts are the whole."""
+"""Accuracy and confusion against naive recounts; sums of parts are the whole."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from collections import Counter
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.evaluation.metrics import Accuracy, Confusion
+from sttm.evaluation.metrics import Z95, Accuracy, Confusion
 
 CLASSES = 7
 guesses = st.permutations(range(CLASSES)).map(lambda order: tuple(order[:5]))
@@ -49,3 +51,20 @@ def test_parts_add_up(some, others):
 
 def test_the_sixth_guess_is_not_among_five():
     assert Confusion.of(7, [6], [(0, 1, 2, 3, 4, 6)]).top5 == Accuracy(0, 1)
+
+
+def test_accuracy_adds_up_over_ragged_batches():
+    logits_BK = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
+    whole = Accuracy.of(logits_BK[:2], torch.tensor([1, 1])) + Accuracy.of(logits_BK[2:], torch.tensor([1]))
+    assert whole == Accuracy(2, 3) and whole.share == 2 / 3
+    assert math.isnan(Accuracy().share) and Accuracy().interval == (0, 1)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_ends_where_the_share_is_just_believable(counts):
+    accuracy = Accuracy(*counts)
+    low, high = accuracy.interval
+    assert 0 <= low <= accuracy.share + 1e-9 and accuracy.share - 1e-9 <= high <= 1
+    for end in (low, high):  # Wilson's definition: the share is Z95 standard deviations of `end` away from it
+        distance = Z95 * math.sqrt(end * (1 - end) / accuracy.total)
+        assert abs(accuracy.share - end) == pytest.approx(distance, abs=1e-6)

@@ -168,8 +168,9 @@ def test_data_parallel_and_compiled_models(family: str, one_process: None) -> No
     sttm.remove(wrapped)
     with pytest.raises(sttm.SttmError, match="before wrapping"):
         sttm.apply(wrapped, compute=0.6, learned=True)
+    compiled: Any = torch.compile(model)
     with pytest.raises(sttm.SttmError, match=r"compiled.*sttm\.apply first"):
-        sttm.apply(torch.compile(model), compute=0.6)
+        sttm.apply(compiled, compute=0.6)
     model.compile()
     with pytest.raises(sttm.SttmError, match=r"compiled.*sttm\.apply first"):
         sttm.apply(model, compute=0.6)
@@ -295,12 +296,12 @@ def test_trainer_checkpoints_come_back_merged(family: str, tmp_path: Path) -> No
     arguments = TrainingArguments(
         str(tmp_path), max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, seed=0
     )
-    Trainer(model, arguments, train_dataset=data).train()  # type: ignore[arg-type]
+    Trainer(model, arguments, train_dataset=data).train()
     loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "checkpoint-2").eval()
     assert torch.equal(logits(loaded, pixels()), logits(model.eval(), pixels()))
     # Resumed from the first step, a run ends where the first one did.
     again = merged(family)
-    Trainer(again, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))  # type: ignore[arg-type]
+    Trainer(again, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     torch.testing.assert_close(logits(again.eval(), pixels()), logits(model, pixels()))
 
 

@@ -16,7 +16,7 @@ import sttm
 from sttm.backbones import backbone_of
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
-from sttm.evaluation.predict import find_videos, predict
+from sttm.evaluation.predict import find_videos, predict_files
 from sttm.patching.api import install
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.synth.videos import encode, render
@@ -257,7 +257,7 @@ def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_pat
     model.config.id2label = {number: f"action {number}" for number in range(5)}
     folder = sttm.save(model, tmp_path / "model")
     preprocess = Preprocess.from_folder(folder)
-    (record,) = predict(find_videos([str(tmp_path)]), sttm.load(folder), preprocess, top_k=5, compute=0.6)
+    (record,) = predict_files(find_videos([str(tmp_path)]), sttm.load(folder), preprocess, top_k=5, compute=0.6)
     assert record["frames_decoded"] == 8
     (clip,) = read(tmp_path / "clip.mp4", preprocess.sampling)
     # One row a clip; of a space-only TimeSformer one a frame, which the clip's scores are the mean of.

@@ -25,29 +25,29 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SynthSettings("motion", clips=40, **SMALL)
-    return make(tmp_path_factory.mktemp("motion"), settings, workers=1, progress=False)
+    return make(tmp_path_factory.mktemp("motion"), settings, workers=1)
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SynthSettings("scene", clips=40, **SMALL)
-    return make(tmp_path_factory.mktemp("scene"), settings, workers=1, progress=False)
+    return make(tmp_path_factory.mktemp("scene"), settings, workers=1)
 
 
 def test_workers_and_interruptions_change_nothing(motion: Path, tmp_path: Path) -> None:
     settings = SynthSettings("motion", clips=40, **SMALL)
-    make(tmp_path, settings, workers=2, progress=False)
+    make(tmp_path, settings, workers=2)
     assert digests(tmp_path) == digests(motion)
     for lost in ("videos/3.mp4", "train.json"):
         (tmp_path / lost).unlink()
     kept = (tmp_path / "videos/4.mp4").stat().st_mtime_ns
-    make(tmp_path, settings, workers=1, progress=False)
+    make(tmp_path, settings, workers=1)
     assert digests(tmp_path) == digests(motion)
     assert (tmp_path / "videos/4.mp4").stat().st_mtime_ns == kept
 
 
 def test_a_clip_does_not_depend_on_how_many_are_made(motion: Path, tmp_path: Path) -> None:
-    make(tmp_path, SynthSettings("motion", clips=20, **SMALL), workers=1, progress=False)
+    make(tmp_path, SynthSettings("motion", clips=20, **SMALL), workers=1)
     assert (tmp_path / "videos/7.mp4").read_bytes() == (motion / "videos/7.mp4").read_bytes()
     frames = {render("motion", 7, seed, **SMALL)[0].tobytes() for seed in range(3)}
     frames |= {render("motion", 7 + 18, 0, **SMALL)[0].tobytes()}

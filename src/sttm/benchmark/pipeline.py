@@ -1,7 +1,4 @@
-"""Whether reading keeps up with the model: decoding alone, the model alone, and the evaluation of both, turn by turn.
-
-Legend: V views of one video.
-"""
+"""Whether reading keeps up with the model: reading alone, the model alone, and evaluation with both, in turn."""
 
 from __future__ import annotations
 
@@ -14,21 +11,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sttm import models
+from sttm.benchmark.timing import in_turn, quantiles
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import VideoSet, read_split
-from sttm.data.loader import read_ahead
+from sttm.data.loader import Sample, read_ahead
 from sttm.data.transforms.preprocess import Preprocess
+from sttm.devices import device_of, machine
 from sttm.errors import SttmError
 from sttm.evaluation.evaluate import evaluate
-from sttm.evaluation.inference import reading_threads, scores
-from sttm.evaluation.metrics import in_turn, machine, quantiles
+from sttm.evaluation.inference import classify, reading_threads
 from sttm.synth.videos import SynthSettings, make
 
-#: Memory for the clips that the model alone gets; of a longer list the first ones come round again.
-KEPT_BYTES = 2**29
+#: Memory for the clips that the model runs on without reading; of a longer list the first ones are used again.
+PIXEL_BYTES = 2**29
 
 
 def run(
@@ -39,39 +37,40 @@ def run(
     batch_size: int = 8,
     rounds: int = 5,
     workers: int | None = None,
-    device: torch.device | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Time reading, the model, and both together: {"machine", "rows": one a model}.
+    """Time reading, the model, and both together: {"machine", "rows": one for each model}.
 
-    In every round each of the three goes once over the same videos, with the same threads and batches, starting with
-    another one each time: all videos read with no model, the model on pixels that lie in memory, and `evaluate`. A row
-    has the median clips/s of each, and `ratio`: what evaluation reaches of the slower of the two others in the same
-    round (the median, with the tenth below and above).
+    In every round each of the three runs once over the same videos, with the same threads and batches, starting with
+    another one each time: reading without a model, the model on pixels in memory, and `evaluate`. A row has the
+    median clips/s of each, and `ratio`: the speed of evaluation over that of the slower of the two others in the same
+    round (median, 10th and 90th percentile).
 
     Args:
         names: bundled names, folders, hub ids.
-        data: a list of videos or a folder of them; without one, `clips` videos are made for the time being.
-        workers: threads that decode; left out, as `evaluate` has it.
+        data: an annotation file, or a folder of videos; without one, `clips` synthetic videos in a temporary folder.
+        workers: threads that decode; left out, as in `evaluate`.
+        device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
 
     Raises:
-        SttmError: for a model or a list that cannot be, or a list of which no video can be read.
+        SttmError: for a model or a list that cannot be loaded, or a list of which no video can be read.
     """
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
     workers = workers or reading_threads()
     with TemporaryDirectory(prefix="sttm-bench-") as folder:
-        videos = _videos(data or _made(Path(folder), clips))
+        videos = _videos(data or _synthetic(Path(folder), clips))
         rows = [_row(name, videos, batch_size, rounds, workers, where) for name in names]
     return {"machine": machine(where), "rows": rows}
 
 
-def _made(folder: Path, clips: int) -> Path:
-    """A list of videos such as the bundled models know."""
+def _synthetic(folder: Path, clips: int) -> Path:
+    """Return the list of new videos of the classes that the bundled models know."""
     settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
     return make(folder / "motion", settings) / "validation.json"
 
 
 def _videos(data: Path) -> VideoSet:
-    """The videos of a list, without their labels: speed is what is asked."""
+    """Return the videos of a list without their labels: only speed is measured."""
     root = data.parent / "videos" if (data.parent / "videos").is_dir() else None
     found = read_split(DataSettings(test=SplitSettings(list=data, root=root)), "test")
     return replace(found, videos=tuple(replace(video, label=None) for video in found.videos))
@@ -80,17 +79,18 @@ def _videos(data: Path) -> VideoSet:
 def _row(
     name: str, videos: VideoSet, batch_size: int, rounds: int, workers: int, device: torch.device
 ) -> dict[str, Any]:
-    preprocess = Preprocess.from_folder(models.resolve(name))
-    network = models.load(name).to(device)
-    kept_VTCHW = _read(videos, preprocess, workers, keep=KEPT_BYTES)  # and the files are in the system's cache
-    if not kept_VTCHW:
+    """Return the row of one model."""
+    network, preprocess = models.load_with_preprocess(name)
+    network = network.to(device)
+    kept = _read(videos, preprocess, workers, keep=PIXEL_BYTES)  # afterwards the files are in the system's cache
+    if not kept:
         raise SttmError("none of the videos can be read; sttm predict tells why")
     runs: list[Callable[[], object]] = [
         partial(_read, videos, preprocess, workers),
-        partial(_answer, network, kept_VTCHW, len(videos.videos), batch_size),
+        partial(_classify, network, kept, len(videos.videos), batch_size),
         partial(evaluate, network, videos, preprocess, batch_size=batch_size, workers=workers),
     ]
-    in_turn(runs, 0, device)  # nobody times the first: caches and allocators settle
+    in_turn(runs, 0, device)  # not timed: caches and allocators settle
     speeds = [[len(videos.videos) / seconds for seconds in in_turn(runs, turn, device)[0]] for turn in range(rounds)]
     reading, model, both = (quantiles([speed[number] for speed in speeds])["p50"] for number in range(3))
     ratio = quantiles([speed[2] / min(speed[:2]) for speed in speeds])
@@ -108,18 +108,17 @@ def _row(
     }
 
 
-def _read(videos: VideoSet, preprocess: Preprocess, workers: int, keep: int = 0) -> list[Tensor]:
-    """Read all videos, and keep as many bytes of pixels."""
-    kept_VTCHW = []
-    for reading in read_ahead(videos.videos, preprocess, (1, 1), workers):
-        if reading.pixels_VTCHW is not None and keep > 0:
-            kept_VTCHW.append(reading.pixels_VTCHW)
-            keep -= reading.pixels_VTCHW.nbytes
-    return kept_VTCHW
+def _read(videos: VideoSet, preprocess: Preprocess, workers: int, keep: int = 0) -> list[Sample]:
+    """Read all videos, and return those that fit into so many bytes of pixels, at least one if any can be read."""
+    kept = []
+    for sample in read_ahead(videos.videos, preprocess, (1, 1), workers):
+        if sample.pixels_VTCHW is not None and keep > 0:
+            kept.append(sample)
+            keep -= sample.pixels_VTCHW.nbytes
+    return kept
 
 
-def _answer(model: nn.Module, kept_VTCHW: list[Tensor], videos: int, batch_size: int) -> None:
-    """Run the model as `evaluate` does, on as many videos as there are."""
-    endless = cycle(kept_VTCHW)
-    for done in range(0, videos, batch_size):
-        scores(model, list(islice(endless, min(batch_size, videos - done))), batch_size=batch_size)
+def _classify(model: nn.Module, kept: list[Sample], videos: int, batch_size: int) -> None:
+    """Run the model as `evaluate` does, on `videos` videos."""
+    for _ in classify(model, islice(cycle(kept), videos), batch_size=batch_size):
+        pass

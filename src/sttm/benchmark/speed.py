@@ -1,10 +1,9 @@
-"""Times a plain model and its merged variants turn by turn, in one process and on the same clips.
+"""Timing of a plain model and its merged variants, in turn, in one process and on the same clips.
 
 Legend: B clips in a batch, T frames, C colours, H height, W width.
 """
 
 import copy
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
@@ -29,18 +24,20 @@ from transformers import (
     VJEPA2ForVideoClassification,
 )
 
-from sttm import models as floor
 from sttm.backbones import backbone_of
+from sttm.benchmark.memory import peak_bytes
+from sttm.benchmark.timing import in_turn, quantiles
+from sttm.devices import DTYPES, device_of, dtype_of, machine
 from sttm.errors import SttmError
-from sttm.evaluation.metrics import in_turn, machine, quantiles
+from sttm.evaluation.inference import forward
 from sttm.merging import method_named
+from sttm.models import load
 from sttm.patching import api
 from sttm.patching.schedule import check_compute
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-#: Turns that nobody times, after the pass that measures memory: caches and allocators settle.
+#: Turns before the timed ones, after the pass that measures memory: caches and allocators settle.
 WARM_UP = 1
-#: Classes of the data sets that the standard models are known for.
+#: Classes of the data sets that the standard models are published for.
 KINETICS: dict[str, Any] = {"num_labels": 400}
 SOMETHING: dict[str, Any] = {"num_labels": 174}
 
@@ -56,7 +53,7 @@ def _videomae(width: int, layers: int, heads: int) -> nn.Module:
     return VideoMAEForVideoClassification(config)
 
 
-#: Standard shapes by name, built with random weights: what a model weighs does not change how long it takes.
+#: Standard shapes by name, built with random weights: the values of the weights do not change the time.
 SHAPES: dict[str, Callable[[], nn.Module]] = {
     "videomae-s": lambda: _videomae(384, 12, 6),
     "videomae-b": lambda: _videomae(768, 12, 12),
@@ -69,7 +66,7 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model: plain, or merged by some method to some share of its multiply-adds."""
+    """One way to run a model: plain, or merged by a method to a share of its multiply-adds."""
 
     method: str
     compute: float
@@ -77,6 +74,7 @@ class Variant:
     model: nn.Module
 
 
+# Over 40 lines: most are the options and what they mean.
 def run(
     models: Sequence[str],
     methods: Sequence[str] = ("sttm",),
@@ -85,55 +83,58 @@ def run(
     batch: int = 1,
     dtypes: Sequence[str] = ("fp32",),
     rounds: int = 10,
-    device: str | None = None,
+    device: str = "auto",
+    advance: Callable[[int, int], None] = lambda forwards, total: None,
 ) -> dict[str, Any]:
     """Time models with and without merging: {"machine", "rows": [{"model", "method", "compute", ...}]}.
 
-    In every round each variant of a model runs once, on the same random clips, starting with another variant
-    each time. A row has, over the rounds: `latency_ms` of one batch (median and p90), `clips_per_s` at the
-    median, and `speedup`, the median of the rounds' ratios plain over merged. `ideal_speedup` is what the
-    multiply-adds alone would give, 1 / compute; `compute` and `macs` (of one clip) are what the plan reached.
-    Merging is off the shelf; a model that was saved merged is timed as it is too ("as saved"), against its
-    plain self. `peak_memory_mb` is the most (in MiB) that is alive during one untimed forward: weights, the
-    clips, and the tensors between them; scratch space inside a kernel counts on a GPU only.
+    In every round each variant of a model runs once, on the same random clips, starting with another variant each
+    time. A row has, over the rounds: `latency_ms` of one batch (median and p90), `clips_per_s` at the median, and
+    `speedup`, the median of the rounds' ratios plain over merged. `ideal_speedup` is what the multiply-adds alone
+    would give, 1 / compute; `compute` and `macs` (of one clip) are those of the plan. Merging is off the shelf; a
+    model that was saved merged is also timed as it is ("as saved"), against its plain self. `peak_memory_mb` is the
+    most memory (in MiB) in use during one untimed forward: weights, clips, and the tensors between them; scratch
+    space inside a kernel counts on a GPU only.
 
     Args:
         models: bundled names, folders, hub ids, or names of `SHAPES`, whose weights are random.
         computes: shares of the plain model's multiply-adds; 1 is the plain model, which is timed in any case.
         batch: clips that go through at once.
         dtypes: "fp32", or "bf16" by autocast.
-        device: "cpu" or "cuda"; a GPU where there is one.
+        device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
+        advance: called after each forward with 1 and the number of all forwards.
 
     Raises:
-        SttmError: for a name, number or target that cannot be, before anything is timed; or if memory ends.
+        SttmError: for an unknown name, a wrong number or a target out of reach, before anything is timed; or if a
+            batch does not fit into memory.
     """
     for method in methods:
         method_named(method)
     computes = sorted({check_compute(compute) for compute in computes}, reverse=True)
     _check(models, batch, dtypes, rounds)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    counts = [len(_rehearse(name, methods, computes)) for name in models]
+    where = device_of(device)
+    counts = [len(_dry_run(name, methods, computes)) for name in models]
+    forwards = sum(counts) * len(dtypes) * (rounds + WARM_UP + 1)
     rows: list[dict[str, Any]] = []
-    with _progress(sum(counts) * len(dtypes) * (rounds + WARM_UP + 1)) as advance:
-        for name in models:
-            variants = _variants(_load(name).to(where), methods, computes)
-            label = f"{name} (random weights)" if name in SHAPES else name
-            for dtype in dtypes:
-                with _memory_errors(name, batch, where):
-                    measured = _measure(variants, batch, DTYPES[dtype], rounds, where, advance)
-                facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
-                for variant, figures in zip(variants, measured, strict=True):
-                    what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
-                    rows.append({"model": label} | what | figures | facts)
+    for name in models:
+        variants = _variants(_load(name).to(where), methods, computes)
+        label = f"{name} (random weights)" if name in SHAPES else name
+        for dtype in dtypes:
+            with _memory_errors(name, batch, where):
+                measured = _measure(variants, batch, DTYPES[dtype], rounds, where, lambda: advance(1, forwards))
+            facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
+            for variant, figures in zip(variants, measured, strict=True):
+                what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
+                rows.append({"model": label} | what | figures | facts)
     return {"machine": machine(where), "rows": rows}
 
 
 def _check(models: Sequence[str], batch: int, dtypes: Sequence[str], rounds: int) -> None:
+    """Refuse what cannot be timed."""
     if not models or not dtypes:
         raise SttmError("there is nothing to time; name at least one model and one of " + ", ".join(DTYPES))
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise SttmError(f"unknown dtype {dtype!r}; choose {' or '.join(DTYPES)}")
+        dtype_of(dtype)
     for name, value in (("batch", batch), ("rounds", rounds)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SttmError(f"{name}={value!r} is not a whole number of one or more; give one")
@@ -143,13 +144,13 @@ def _load(name: str) -> nn.Module:
     if name in SHAPES:
         return SHAPES[name]().eval()
     try:
-        return floor.load(name)
+        return load(name)
     except SttmError as error:
         raise SttmError(f"{error}; bench knows {', '.join(SHAPES)} too, with random weights") from error
 
 
-def _rehearse(name: str, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
-    """The variants of a model, made only to see that they can be: no target fails after an hour of timing."""
+def _dry_run(name: str, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
+    """Return the variants of a model, made only to check them: no target fails after an hour of timing."""
     if name not in SHAPES:
         return _variants(_load(name), methods, computes)
     with torch.device("meta"):
@@ -157,8 +158,8 @@ def _rehearse(name: str, methods: Sequence[str], computes: Sequence[float]) -> l
 
 
 def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
-    """Every way to run a model, the plain one first; all of them share one set of weights."""
-    plain, variants = _twin(model), []
+    """Return every variant of a model, the plain one first; all of them share one set of weights."""
+    plain, variants = _copy(model), []
     if api.is_merged(model):
         api.remove(plain)
         plan = api.plan_of(model)
@@ -167,14 +168,14 @@ def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float
     for method in methods:
         for compute in computes:
             if compute < 1:
-                merged = _twin(plain)
+                merged = _copy(plain)
                 plan = api.apply(merged, compute, method)
                 variants.append(Variant(method, plan.compute, plan.macs_after, merged))
     return variants
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own and the very same tensors."""
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a copy with modules of its own and the same tensors."""
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
@@ -187,21 +188,20 @@ def _measure(
     device: torch.device,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """The measured fields of each variant's row."""
+    """Return the measured fields of each variant's row."""
     plain = variants[0].model
     shape = (batch, *backbone_of(plain).clip_shape(plain))
     pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def forward(model: nn.Module) -> None:
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            model(pixels_BTCHW)
+    def run_once(model: nn.Module) -> None:
+        forward(model, pixels_BTCHW, dtype)
         advance()
 
-    runs = [partial(forward, variant.model) for variant in variants]
-    peaks = [_peak_bytes(variant.model, pixels_BTCHW, go) for variant, go in zip(variants, runs, strict=True)]
+    runs = [partial(run_once, variant.model) for variant in variants]
+    peaks = [peak_bytes(variant.model, pixels_BTCHW, go) for variant, go in zip(variants, runs, strict=True)]
     for turn in range(WARM_UP):
         in_turn(runs, turn, device)
-    # One line a round, one column a variant.
+    # A row for each round, a column for each variant.
     seconds = np.array([in_turn(runs, turn, device)[0] for turn in range(rounds)])
     speedups = np.median(seconds[:, :1] / seconds, axis=0)
     figures = []
@@ -219,55 +219,9 @@ def _measure(
     return figures
 
 
-def _peak_bytes(model: nn.Module, pixels: Tensor, forward: Callable[[], None]) -> int:
-    """The most bytes alive at once in one forward: weights, pixels, and all that comes and goes between."""
-    given = [*model.parameters(), *model.buffers(), pixels]
-    own = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in given}.values())
-    if pixels.device.type == "cuda":
-        torch.cuda.synchronize(pixels.device)
-        torch.cuda.reset_peak_memory_stats(pixels.device)
-        before = torch.cuda.memory_allocated(pixels.device)
-        forward()
-        return own + torch.cuda.max_memory_allocated(pixels.device) - before
-    with _Alive(given) as alive:
-        forward()
-    return own + alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Follows every storage that operations make, from its first sight until it is freed.
-
-    On a CPU no allocator keeps count, and the memory of the process belongs to all variants together.
-    """
-
-    def __init__(self, given: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in given}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self.sizes:
-            return
-        self.sizes[storage._cdata] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata)
-
-    def _forget(self, address: int) -> None:
-        self.now -= self.sizes.pop(address)
-
-
 @contextmanager
 def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None]:
+    """Turn what torch raises when memory ends into one sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -275,13 +229,3 @@ def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None
             many = f"{batch} clips at once through {name} do not fit into the memory of {device}"
             raise SttmError(f"{many}; use a smaller batch") from error
         raise
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal; each call of what it yields is one forward."""
-    console = Console(stderr=True)
-    columns = (TextColumn("timing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("timing", total=total)
-        yield lambda: bar.advance(task)

@@ -1,9 +1,13 @@
-"""The command line: each command reads its options, calls one engine, and prints what came back.
+"""The command line: each file reads the options of one command, calls the layers below, and prints what they return.
 
 torch and transformers are imported inside the commands, so that `sttm --help` answers at once.
 """
 
-from sttm.cli import commands, training
+# `sttm --help` lists the commands in this order.
+# isort: off
+from sttm.cli import demo, predict, train, eval, bench, synth, models, data_check, doctor
+
+# isort: on
 from sttm.cli.app import main
 
-__all__ = ["commands", "main", "training"]
+__all__ = ["bench", "data_check", "demo", "doctor", "eval", "main", "models", "predict", "synth", "train"]

@@ -1,4 +1,4 @@
-"""The Typer application, and the last word on errors."""
+"""The Typer application, and the handling of errors."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ import typer
 
 import sttm
 from sttm.cli.printing import complain
-from sttm.errors import SttmError
+from sttm.errors import SttmError, first_line
 
 app = typer.Typer(
-    help="Spatial-temporal token merging: a video transformer that computes less and sees as much.",
+    help="Spatial-temporal token merging: the same video transformer for fewer multiply-adds.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # main() below has the last word on errors
+    pretty_exceptions_enable=False,  # main() below reports errors
 )
 
 
@@ -26,13 +26,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def before_any_command(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Holds the one option that belongs to no command."""
+    """Hold the one option that belongs to no command."""
 
 
 def main() -> None:
-    """Run the command line; a mistake that the user can mend is one sentence on stderr and exit code 2."""
+    """Run the command line; a mistake that the user can fix is one sentence on stderr and exit code 2."""
     rank = int(os.environ.get("RANK", "0"))  # under torchrun
     process = f"process {rank}: " if rank else ""
     try:
@@ -42,5 +44,5 @@ def main() -> None:
     except OSError as error:  # a folder that may not be written, a full disk
         complain(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
     except ImportError as error:  # a broken installation
-        complain(f"{str(error).splitlines()[0]}; sttm doctor tells what is broken and how to mend it.")
-    sys.exit(2)  # a command that went well has left by SystemExit
+        complain(f"{first_line(error)}; sttm doctor tells what is broken and how to fix it")
+    sys.exit(2)  # a command that ended well has left by SystemExit

@@ -1,4 +1,4 @@
-"""What the user types: options that commands share, and how their texts are read."""
+"""Options that several commands share, and how their texts are read."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,31 +8,40 @@ from sttm.cli.printing import complain
 from sttm.errors import SttmError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-Model = Annotated[str | None, typer.Option(metavar="M", help="Bundled name, folder or hub id; bundled if left out.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="M", help="Bundled name, folder or hub id.", show_default="the bundled one")
+]
+Compute = Annotated[str | None, typer.Option(metavar="C", help="Share of the plain model's multiply-adds to spend.")]
+Method = Annotated[str | None, typer.Option(help="How to merge: sttm, or a baseline.", show_default="sttm")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is some.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is a CUDA device.")]
+Dtype = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is by autocast.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="K=V", help="Goes over the config, as optimizer.lr=1e-4; may be given several times."
-    ),
+    typer.Option("--set", metavar="K=V", help="Overrides the config, as optimizer.lr=1e-4; may be repeated."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same videos.")]
 
 
 def read_compute(text: str) -> float:
-    """Read a compute; the plug checks it again, but only after seconds of loading."""
+    """Read a compute; `sttm.apply` checks it again, but only after seconds of loading."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not 0 < value <= 1:
-        raise SttmError(f"compute={text} is not above 0 and at most 1: give the part to keep, such as 0.62.")
+        raise SttmError(f"compute={text} is not above 0 and at most 1; give the share to spend, such as 0.62")
     return value
+
+
+def read_merging(compute: str | None, method: str | None) -> float | None:
+    """Read --compute, None where it was not given; refuse a --method without it."""
+    if compute is None and method is not None:
+        raise SttmError(f"--method {method} says how to merge but not how much; add, say, --compute 0.62")
+    return None if compute is None else read_compute(compute)
 
 
 def names(text: str) -> list[str]:
@@ -40,22 +49,17 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def device_of(name: str) -> "torch.device":
-    import torch
+def bring(network: "nn.Module", compute: float | None, method: str | None) -> float:
+    """Bring a model to a compute, and return what it then costs relative to its plain self.
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SttmError("device=cuda, but torch sees no CUDA device: use --device cpu, or see sttm doctor.")
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    Mergers that the model was saved with are kept if they meet the compute; if not, stderr says that they are replaced.
+    """
+    from sttm import models
 
-
-def bring_to(network: "nn.Module", compute: float | None, method: str) -> float:
-    """Bring the model to what the user wants to spend; what it then costs, relative to its plain self."""
-    from sttm.patching import api
-
-    own = api.plan_of(network).compute if api.is_merged(network) else 1.0
-    if compute is None or (method == "sttm" and own <= compute < own + 0.01 and api.is_merged(network)):
-        return own
-    if api.is_merged(network):
-        complain(f"the mergers that the model came with (compute {own:.3f}) make way for --compute {compute}.")
-        api.remove(network)
-    return api.apply(network, compute=compute, method=method).compute
+    own = models.bring_to_compute(network, None)
+    plan = models.bring_to_compute(network, compute, method or "sttm")
+    if own is not None and plan is not own:
+        complain(
+            f"the mergers that the model was saved with (compute {own.compute:.3f}) make way for --compute {compute}"
+        )
+    return 1.0 if plan is None else plan.compute

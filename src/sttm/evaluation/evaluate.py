@@ -1,4 +1,4 @@
-"""Testing a model on a list of videos: views averaged, every video counted once, on one process or many.
+"""Evaluation of a model on a data set: views averaged, every video counted once, on one process or many.
 
 Legend: V views of one video, K classes of the model.
 """
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,16 +17,17 @@ from torch import Tensor, nn
 
 from sttm.data.datasets.labels import Classes
 from sttm.data.datasets.video_set import VideoSet
-from sttm.data.loader import Sample, read_ahead
+from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
-from sttm.evaluation.inference import NOT_FINITE, Average, labels_of, reading_threads, scores, videos_at_once
+from sttm.evaluation.inference import Average, Classified, classify, labels_of, reading_threads, videos_at_once
 from sttm.evaluation.metrics import Confusion
 from sttm.evaluation.report import BEST, Answer, Evaluation
 
 __all__ = ["Evaluation", "evaluate", "match_classes"]
 
 
+# Over 40 lines: most are the options and what they mean.
 def evaluate(
     model: nn.Module,
     videos: VideoSet,
@@ -42,20 +42,17 @@ def evaluate(
     world: int = 1,
     advance: Callable[[int], None] = lambda videos: None,
 ) -> Evaluation:
-    """Test a model, in eval mode and on its device, on a list of videos.
+    """Evaluate a model, in eval mode and on its device, on a data set.
 
-    A video that cannot be read, or whose scores are not finite, is an error of that video and counts neither as
-    right nor as wrong. With several processes each reads every `world`-th video and all get the whole result; all
+    A video that cannot be read, or whose scores are not finite, counts neither as right nor as wrong; its answer
+    holds the error. With several processes each reads every `world`-th video and all return the whole result; all
     run the model equally often, so it may be sharded over them.
 
     Args:
-        views: temporal views and spatial crops of each video, over which the scores are averaged.
-        average: what is averaged: the views' probabilities, or their logits.
-        batch_size: views that go through the model at once.
-        dtype: torch.float32, or the type for autocast.
-        workers: threads that decode ahead of the model; left out, `scoring.reading_threads`.
+        views, average, batch_size, dtype: as in `inference.classify`.
+        workers: threads that decode ahead of the model; left out, `inference.reading_threads`.
         rank, world: this process, and how many there are, in torch.distributed.
-        advance: gets the number of videos that this process is through with, batch after batch.
+        advance: called after each batch with the number of its videos.
 
     Raises:
         SttmError: for a class that the model does not know, clips that it does not take, or too little memory.
@@ -63,20 +60,20 @@ def evaluate(
     started = time.perf_counter()
     labels = labels_of(model)
     numbers = match_classes(videos, labels)
-    readings = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
-    rounds = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
-    answers: list[Answer] = []
-    with closing(readings):
-        for _ in range(rounds):
-            batch = list(islice(readings, videos_at_once(batch_size, views)))
-            pixels_VTCHW = [reading.pixels_VTCHW for reading in batch if reading.pixels_VTCHW is not None]
-            if world > 1 and not pixels_VTCHW:
-                pixels_VTCHW = [_black(preprocess, views)]
-            found = iter(scores(model, pixels_VTCHW, dtype=dtype, average=average, batch_size=batch_size))
-            for reading in batch:
-                scores_K = None if reading.pixels_VTCHW is None else next(found)
-                answers.append(_answer(replace(reading, index=rank + world * reading.index), scores_K, numbers))
-            advance(len(batch))
+    samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
+    with closing(samples):
+        results = classify(
+            model,
+            samples,
+            views=views,
+            average=average,
+            batch_size=batch_size,
+            dtype=dtype,
+            batches=math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views)),
+            filler_VTCHW=_black(preprocess, views) if world > 1 else None,
+            advance=advance,
+        )
+        answers = [_answer(result, rank + world * result.sample.index, numbers) for result in results]
     answers = _gathered(answers) if world > 1 else answers
     counted = [(answer.truth, answer.best) for answer in answers if answer.truth is not None and answer.best]
     confusion = Confusion.of(len(labels), [truth for truth, _ in counted], [best for _, best in counted])
@@ -84,7 +81,7 @@ def evaluate(
 
 
 def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
-    """The model's number of each class that has videos, by name, or by number where the data have no names.
+    """Return the model's number of each class that has videos, by name, or by number where the data have no names.
 
     Raises:
         SttmError: if the model does not know one of them.
@@ -92,38 +89,38 @@ def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
     known = Classes.of(labels, "the model")
     used = sorted({video.label for video in videos.videos if video.label is not None})
     numbers = {number: known.index(videos.classes[number]) for number in used}
-    strangers = [videos.classes[number] for number, own in numbers.items() if own is None]
-    if strangers:
-        more = f" nor {len(strangers) - 1} other{'s' * (len(strangers) > 2)} of the data" if strangers[1:] else ""
+    unknown = [videos.classes[number] for number, own in numbers.items() if own is None]
+    if unknown:
+        more = f" nor {len(unknown) - 1} other{'s' * (len(unknown) > 2)} of the data" if unknown[1:] else ""
         raise SttmError(
-            f"the model knows no class {strangers[0]!r}{more} among its {len(labels)} ({', '.join(labels[:3])}, ...): "
+            f"the model knows no class {unknown[0]!r}{more} among its {len(labels)} ({', '.join(labels[:3])}, ...): "
             "take a model that was trained on these classes, or name them with data.labels (--labels) as it does"
         )
     return {number: own for number, own in numbers.items() if own is not None}
 
 
-def _answer(reading: Sample, scores_K: Tensor | None, numbers: dict[int, int]) -> Answer:
-    truth = None if reading.label is None else numbers[reading.label]
-    answer = Answer(reading.index, reading.path, truth, warnings=reading.warnings, error=reading.error)
+def _answer(result: Classified, position: int, numbers: dict[int, int]) -> Answer:
+    """Return the answer for the video at this position of the list."""
+    sample, scores_K = result.sample, result.scores_K
+    truth = None if sample.label is None else numbers[sample.label]
+    answer = Answer(position, sample.path, truth, warnings=sample.warnings, error=result.error)
     if scores_K is None:
         return answer
-    if not scores_K.isfinite().all():
-        return replace(answer, error=NOT_FINITE)
     best = scores_K.topk(min(BEST, len(scores_K)))
     return replace(answer, best=tuple(best.indices.tolist()), scores=tuple(best.values.tolist()))
 
 
 def _black(preprocess: Preprocess, views: tuple[int, int]) -> Tensor:
-    """A video's worth of black views, for a process that has none: a sharded model needs all processes."""
+    """Return black views of one video, for a process that has no video left: a sharded model needs all processes."""
     height, width = preprocess.crop or (224, 224)
     frames_TCHW = torch.zeros((preprocess.sampling.num_frames, 3, height, width), dtype=torch.uint8)
     return preprocess(frames_TCHW, crops=views[1]).repeat(views[0], 1, 1, 1, 1)
 
 
 def _gathered(answers: list[Answer]) -> list[Answer]:
-    """The answers of all processes, in the order of the list."""
+    """Return the answers of all processes, in the order of the list."""
     import torch.distributed as dist
 
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, answers)
-    return sorted((answer for some in everyones for answer in some), key=lambda answer: answer.place)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, answers)
+    return sorted((answer for part in parts for answer in part), key=lambda answer: answer.position)

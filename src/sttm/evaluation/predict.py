@@ -1,35 +1,85 @@
-"""Video files in, labels out: decoding runs ahead of the model, and a file that fails stops no other.
+"""Video files in, labels out: decoding runs ahead of the model, and a file that fails stops no other."""
 
-Legend: V views of one clip, K classes, T frames, C colours, H height, W width.
-"""
+from __future__ import annotations
 
 import glob
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import islice
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sttm.data.loader import Sample, read_ahead
+from sttm import models
+from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.video import VIDEO_SUFFIXES, Video
-from sttm.evaluation.inference import NOT_FINITE, labels_of, scores, videos_at_once
+from sttm.devices import device_of, dtype_of
+from sttm.evaluation.inference import Classified, classify, labels_of
+
+
+# Over 40 lines: most are the options and what they mean.
+def predict(
+    paths: Iterable[str | PathLike[str]],
+    model: str | Path = models.DEFAULT,
+    compute: float | None = None,
+    *,
+    method: str = "sttm",
+    top_k: int = 5,
+    views: tuple[int, int] = (1, 1),
+    batch_size: int = 8,
+    dtype: str = "fp32",
+    device: str = "auto",
+) -> Iterator[dict[str, Any]]:
+    """Classify video files: load a model, bring it to `compute`, and yield one record for each file, in order.
+
+        for record in sttm.predict(["clips/"], compute=0.62):
+            print(record["path"], record.get("predictions"))
+
+    The model is loaded at the call, the files are read while the records are taken. A record is what
+    `sttm predict --json` prints; see `predict_files`.
+
+    Args:
+        paths: files, folders or glob patterns.
+        model: a bundled name, a folder, or a hub id.
+        compute: share of the plain model's multiply-adds to spend; None keeps the model as it was saved.
+        method: how to merge where `compute` asks for other mergers than the model has.
+        top_k: labels of each record.
+        views, batch_size: as in `predict_files`.
+        dtype: "fp32", or "bf16" by autocast.
+        device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
+
+    Raises:
+        SttmError: for a model, compute, dtype or device that cannot be. A file that cannot be read is a record.
+    """
+    where, kind = device_of(device), dtype_of(dtype)
+    network, preprocess = models.load_with_preprocess(model)
+    plan = models.bring_to_compute(network.to(where), compute, method)
+    names = [paths] if isinstance(paths, str | PathLike) else paths
+    return predict_files(
+        find_videos(fspath(name) for name in names),
+        network,
+        preprocess,
+        top_k=top_k,
+        views=views,
+        batch_size=batch_size,
+        compute=1.0 if plan is None else plan.compute,
+        dtype=kind,
+    )
 
 
 def find_videos(inputs: Iterable[str]) -> list[Video]:
-    """Files as they are, folders searched through for video files, patterns expanded as a shell would.
+    """Return the files that some inputs stand for: files, all video files below folders, matches of patterns.
 
-    Nothing is lost: an input that yields no file becomes a Video with an error that says why.
+    Nothing is lost: an input without a file becomes a Video with an error that says why.
     """
-    return [source for name in inputs for source in _expand(name)]
+    return [file for name in inputs for file in _expand(name)]
 
 
-def predict(
-    sources: Iterable[Video],
+def predict_files(
+    files: Iterable[Video],
     model: nn.Module,
     preprocess: Preprocess,
     *,
@@ -38,42 +88,30 @@ def predict(
     batch_size: int = 8,
     compute: float = 1.0,
     dtype: torch.dtype = torch.float32,
-    readers: int = 2,
+    workers: int = 2,
 ) -> Iterator[dict[str, Any]]:
-    """Classify every source, and yield one record for each, in order, as soon as its batch is through.
+    """Classify every file, and yield one record for each, in order, as soon as its batch has run.
 
     A record is {"path", "predictions": [{"label", "score"}...], "compute", "frames_decoded", "seconds"}, with
-    "warnings" where the file was read with a reservation; or {"path", "error"}. "seconds" is the time to read
-    the clip plus its share of the model's time on the batch.
+    "warnings" where the file was not read in full; or {"path", "error"}. "seconds" is the time to read the clip
+    plus its share of the model's time on the batch.
 
     Args:
-        model: maps pixels [B, T, C, H, W] to an output with `.logits` [B, K] and has `config.id2label`; it
-            stays on the device that it is on.
-        views: temporal views and spatial crops of each file, over which the scores are averaged.
+        model, views, batch_size, dtype: as in `inference.classify`; the model has `config.id2label`.
         compute: what the model costs relative to its plain self; it is only reported.
-        dtype: torch.float32, or the type for autocast.
-        readers: threads that decode; little waits for the model, so a long list needs no more memory.
+        workers: threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
 
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
-    labels, at_once = labels_of(model), videos_at_once(batch_size, views)
-    with closing(read_ahead(sources, preprocess, views, readers)) as readings:
-        while batch := list(islice(readings, at_once)):
-            started = time.perf_counter()
-            readable = [reading.pixels_VTCHW for reading in batch if reading.pixels_VTCHW is not None]
-            found = iter(scores(model, readable, dtype=dtype, batch_size=batch_size))
-            share = (time.perf_counter() - started) / max(1, len(readable))
-            for reading in batch:
-                if reading.error is not None:
-                    yield {"path": reading.path, "error": reading.error}
-                else:
-                    seconds = reading.seconds + share
-                    yield _record(reading, next(found), labels, top_k=top_k, compute=compute, seconds=seconds)
+    labels = labels_of(model)
+    with closing(read_ahead(files, preprocess, views, workers)) as samples:
+        for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
+            yield _record(result, labels, top_k, compute)
 
 
 def _expand(name: str) -> Iterator[Video]:
-    """The sources that one input of the command line stands for; always at least one."""
+    """Yield the files that one input stands for, always at least one."""
     try:
         is_folder, exists = Path(name).is_dir(), Path(name).exists()
     except OSError as error:  # a name that is too long, say
@@ -92,7 +130,7 @@ def _expand(name: str) -> Iterator[Video]:
 
 
 def _in_folder(folder: Path) -> Iterator[Video]:
-    """Every video file of a folder and the folders in it, by suffix, in the order of their names."""
+    """Yield every video file of a folder and the folders in it, known by suffix, in the order of their names."""
     inside = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     found = sorted(path for path in inside if not path.name.startswith("."))
     if not found:
@@ -100,23 +138,22 @@ def _in_folder(folder: Path) -> Iterator[Video]:
     yield from (Video(str(path)) for path in found)
 
 
-def _record(
-    reading: Sample, scores_K: Tensor, labels: list[str], *, top_k: int, compute: float, seconds: float
-) -> dict[str, Any]:
-    """The record of one clip that went through the model."""
-    if not scores_K.isfinite().all():
-        return {"path": reading.path, "error": NOT_FINITE}
-    best = scores_K.topk(min(top_k, len(labels)))
+def _record(result: Classified, labels: list[str], top_k: int, compute: float) -> dict[str, Any]:
+    """Return the record of one file."""
+    sample = result.sample
+    if result.scores_K is None:
+        return {"path": sample.path, "error": result.error}
+    best = result.scores_K.topk(min(top_k, len(labels)))
     record: dict[str, Any] = {
-        "path": reading.path,
+        "path": sample.path,
         "predictions": [
             {"label": labels[index], "score": score}
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ],
         "compute": compute,
-        "frames_decoded": reading.frames_decoded,
-        "seconds": round(seconds, 6),
+        "frames_decoded": sample.frames_decoded,
+        "seconds": round(result.seconds, 6),
     }
-    if reading.warnings:
-        record["warnings"] = list(reading.warnings)
+    if sample.warnings:
+        record["warnings"] = list(sample.warnings)
     return record

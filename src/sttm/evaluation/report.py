@@ -1,4 +1,4 @@
-"""What came of testing a model: the figures, a table of the classes, every prediction, a picture of the confusion.
+"""The results of an evaluation: figures, a table of the classes, every prediction, a plot of the confusion matrix.
 
 Legend: K classes.
 """
@@ -20,23 +20,23 @@ from sttm.evaluation.metrics import Accuracy, Confusion
 
 Format = Literal["csv", "parquet"]
 
-#: Classes that a picture of the confusion still names, and those whose counts it still writes down.
+#: Most classes for which the confusion plot names the classes, and for which it writes the counts.
 NAMED, NUMBERED = 60, 20
-#: Guesses that are kept of each video, and looked at for top-5.
+#: Classes that are kept of each video, enough for top-5.
 BEST = 5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one video: the best guesses, or an error."""
+    """The result for one video: the classes that scored highest, or an error."""
 
-    place: int
-    """In the list."""
+    position: int
+    """In the list, counted from 0."""
     path: str
     truth: int | None
-    """The model's number of its class; None where the list does not tell."""
+    """The model's number of its class; None where the list has no label."""
     best: tuple[int, ...] = ()
-    """Classes by falling score, at most `BEST`."""
+    """Classes in the order of their scores, the highest first, at most `BEST`."""
     scores: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str | None = None
@@ -44,16 +44,16 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How a model does on a list of videos."""
+    """The results of a model on a data set."""
 
     labels: tuple[str, ...]
     """The model's names of the classes, by number."""
     confusion: Confusion
     """Of the videos that could be read and have a label."""
     answers: tuple[Answer, ...]
-    """One for each video that is there, in the order of the list."""
+    """One for each listed video whose file exists, in the order of the list."""
     missing: tuple[str, ...]
-    """Paths that are listed but not there."""
+    """Listed paths whose files do not exist."""
     seconds: float
 
     @property
@@ -70,18 +70,18 @@ class Evaluation:
 
     @property
     def errors(self) -> tuple[tuple[str, str], ...]:
-        """(path, reason) of the videos that were counted neither as right nor as wrong."""
+        """Return (path, reason) of the videos that were counted neither as right nor as wrong."""
         unread = [(answer.path, answer.error) for answer in self.answers if answer.error is not None]
         return (*unread, *((path, "is listed, but there is no such file") for path in self.missing))
 
     @property
     def clips(self) -> int:
-        """Videos that the model answered."""
+        """Return the number of videos that the model classified."""
         return sum(answer.error is None for answer in self.answers)
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """A row for each class that has clips, with its most frequent mistake."""
+        """Return a row for each class that has clips, with its most frequent mistake."""
         rows = []
         for number in self.confusion.present:
             accuracy, mistake = self.confusion.of_class(number), self.confusion.taken_for(number)
@@ -101,11 +101,11 @@ class Evaluation:
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
-        """A row for each video that is there: its label, the best guesses with their scores, what was amiss."""
+        """Return a row for each answer: label, classes with the highest scores, error or warnings."""
         return [self._row(answer) for answer in self.answers]
 
     def summary(self) -> dict[str, Any]:
-        """The figures, as they are printed and kept; accuracies are None where no list said what is right."""
+        """Return the figures that are printed and written; accuracies are None where the list has no labels."""
         labelled = self.confusion.top1.total > 0
         return {
             "clips": self.clips,
@@ -135,7 +135,7 @@ class Evaluation:
 
 
 def claim(folder: Path, format: Format) -> None:
-    """Make the folder for the results, and find out before the work whether they can be written.
+    """Make the folder for the results, and check before the evaluation that they can be written.
 
     Raises:
         SttmError: if the folder cannot be written, or a package is missing.
@@ -162,10 +162,11 @@ def write(evaluation: Evaluation, folder: Path, summary: dict[str, Any], format:
 
 
 def draw(evaluation: Evaluation, path: Path) -> None:
-    """Draw the confusion as a png: a line for each class that has clips, as shares of them.
+    """Plot the confusion matrix as a png: a row for each class that has clips, coloured by shares of them.
 
-    Few classes are named at the axes, and shares written into the fields; of many only their places in
-    per_class.csv are. Columns are the same classes and, if clips were taken for any other, one more for all others.
+    Up to `NAMED` classes are named at the axes, and up to `NUMBERED` have their counts in the cells; of more classes
+    the axes show their rows in per_class.csv. Columns are the same classes, and one for all others if clips were taken
+    for any.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -181,7 +182,7 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     side = min(max(5.0, 0.35 * many), 20.0) if named else 14.0
     figure = Figure(figsize=(side + 2, side + 1), dpi=150 if named else 200, layout="constrained")
     axes = figure.add_subplot()
-    # Of many classes a single mistake is a faint dot: there, small shares are drawn darker than they are.
+    # With many classes a single mistake is a faint dot: there, small shares are drawn darker than they are.
     shades = PowerNorm(1 if named else 0.4, vmin=0, vmax=1)
     image = axes.imshow(shares_PP, cmap="Blues", norm=shades, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the class's clips")
@@ -193,23 +194,23 @@ def draw(evaluation: Evaluation, path: Path) -> None:
             if count:
                 colour = "white" if shares_PP[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xlabel("taken for" if named else "taken for (place of the class in per_class.csv, from 0)")
-    axes.set_ylabel("class" if named else "class (its place in per_class.csv, from 0)")
+    axes.set_xlabel("taken for" if named else "taken for (row of the class in per_class.csv, from 0)")
+    axes.set_ylabel("class" if named else "class (its row in per_class.csv, from 0)")
     top1 = evaluation.top1
     axes.set_title(f"top-1 {top1.share:.1%}: {top1.correct} of {top1.total} clips, {many} classes")
     figure.savefig(path)
 
 
 def _short(name: str) -> str:
-    """A class name that leaves room for the picture; dollar signs are no formulas."""
+    """Return a class name short enough for an axis, its dollar signs escaped, which would start a formula."""
     return (name if len(name) <= 32 else f"{name[:31]}\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write records that share their keys as csv, or as parquet by the suffix."""
+    """Write records with equal keys as csv, or as parquet where the suffix says so."""
     names = list(rows[0]) if rows else ["path"]
     if path.suffix == ".csv":
-        # Names of files may hold bytes that are no text: they come back as they are.
+        # File names may hold bytes that are no text: they are written unchanged.
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.DictWriter(file, names, lineterminator="\n")
             table.writeheader()
@@ -223,5 +224,5 @@ def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _text(value: Any) -> Any:
-    """A value as parquet takes it: text in UTF-8 only."""
+    """Return a value that parquet can hold: text in valid UTF-8."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

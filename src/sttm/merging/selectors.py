@@ -21,6 +21,8 @@ from sttm.merging.ops import Table, take
 # Bits of a cell's number along one side of the lattice on which tokens are ordered; finer than any model's token grid.
 LATTICE_BITS = 6
 CELLS = 2**LATTICE_BITS
+# Where a cell ends: not at any fraction of small numbers, as averages of grid positions are.
+OFFSET = 0.618
 # Bits of a token's rank in its window; float32 holds such numbers exactly.
 RANK_BITS = 24
 # Decides between equally novel tokens; differences of features are far larger.
@@ -49,7 +51,8 @@ class ZOrder(nn.Module):
     def forward(self, position_BFL3: Tensor, timed: bool = True) -> Tensor:
         """Return the tokens in order: [B F L 3] -> indices [B F L]; without `timed`, over the frames together."""
         unit_BFL3 = ((position_BFL3.float() + 1) / 2).clamp(0, 1)
-        t, y, x = (unit_BFL3 * (CELLS - 1)).round().long().unbind(-1)
+        # Centroids often lie half way between two cells; moved a little, no rounding error decides where they go.
+        t, y, x = (unit_BFL3 * (CELLS - 1) + OFFSET).floor().long().unbind(-1)
         key_BFL = self.y_key[y] + self.x_key[x]
         if timed:
             key_BFL = t * CELLS**2 + key_BFL

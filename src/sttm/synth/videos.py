@@ -122,7 +122,13 @@ def _write(folder: Path, settings: SynthSettings, index: int) -> None:
     encode(pictures, folder / video_path(settings, index))
 
 
-def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = None, progress: bool = True) -> Path:
+def make(
+    folder: str | Path,
+    settings: SynthSettings,
+    *,
+    workers: int | None = None,
+    advance: Callable[[int, int], None] = lambda videos, total: None,
+) -> Path:
     """Make a folder of annotated clips, or go on where an earlier run of the same settings stopped.
 
     *motion* has the format of Something-Something v2 (train.json, validation.json, test.json, test-answers.csv,
@@ -130,8 +136,8 @@ def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = N
     kinetics_val.csv, kinetics_test.csv). `synth.json` holds the settings, `tracks.jsonl` the tracks.
 
     Args:
-        workers: processes; None means one for each core. The clips do not depend on it.
-        progress: show a progress bar if stderr is a terminal.
+        workers: processes; None is one for each core. The clips do not depend on it.
+        advance: called after each video with 1 and the number of videos that were missing.
 
     Raises:
         SttmError: if the folder holds something else, or cannot be written.
@@ -142,7 +148,7 @@ def make(folder: str | Path, settings: SynthSettings, *, workers: int | None = N
         for parent in {(folder / video_path(settings, i)).parent for i in range(len(CLASSES[settings.kind]))}:
             parent.mkdir(parents=True, exist_ok=True)
         missing = [i for i in range(settings.clips) if not (folder / video_path(settings, i)).exists()]
-        _run(partial(_write, folder, settings), missing, workers, progress)
+        _run(partial(_write, folder, settings), missing, workers, advance)
         _annotate(folder, settings)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -167,28 +173,20 @@ def _claim(folder: Path, settings: SynthSettings) -> None:
     file.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
 
-def _run(job: Callable[[int], None], indices: list[int], workers: int | None, progress: bool) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
+def _run(
+    job: Callable[[int], None], indices: list[int], workers: int | None, advance: Callable[[int, int], None]
+) -> None:
+    """Run a job for each index, on so many processes."""
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(indices) // 8))
-    bar = partial(
-        track,
-        description="Making videos",
-        total=len(indices),
-        console=console,
-        transient=True,
-        disable=not (progress and console.is_terminal),
-    )
     if workers <= 1:
-        for index in bar(indices):
+        for index in indices:
             job(index)
+            advance(1, len(indices))
         return
     # spawn, because a fork of a process with threads may hang
     with get_context("spawn").Pool(workers) as pool:
-        for _ in bar(pool.imap_unordered(job, indices, chunksize=8)):
-            pass
+        for _ in pool.imap_unordered(job, indices, chunksize=8):
+            advance(1, len(indices))
 
 
 def _annotate(folder: Path, settings: SynthSettings) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sttm.backbones import backbone_of
 from sttm.config import Settings
 from sttm.data.loader import Batch
+from sttm.devices import DTYPES
 from sttm.patching import api
 from sttm.training import build as start
 from sttm.training import recipe
@@ -51,7 +52,7 @@ class Learner:
         average = recipe.MovingAverage(model, settings.optimizer.ema) if settings.optimizer.ema else None
         self.training = Training(model, optimizer, average, preprocess)
         self.wrapped: Any = model if self.sharded else accelerator.prepare_model(model)
-        self.dtype = torch.bfloat16 if settings.run.precision == "bf16" else torch.float32
+        self.dtype = DTYPES[settings.run.precision]
 
     def backward(self, micro_batches: list[Batch], step: int) -> tuple[float, float]:
         """Gradients of a step, counted from 0, over all processes; its loss, and their norm before they are cut."""

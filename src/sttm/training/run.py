@@ -23,11 +23,11 @@ import torch
 from sttm.config import Settings, dump, parse_views
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.loader import Batch, training_batches
+from sttm.devices import machine
 from sttm.distributed import settle
 from sttm.errors import SttmError
 from sttm.evaluation.evaluate import Evaluation, evaluate
 from sttm.evaluation.inference import reading_threads
-from sttm.evaluation.metrics import machine
 from sttm.training import checkpoints, checks
 from sttm.training.learner import Learner
 from sttm.training.signals import Meter, Stopped, listen

@@ -59,7 +59,7 @@ def test_a_file_without_a_suffix_of_videos_is_no_video(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["motion", "scene"])
 def test_synthetic_sets_are_read(kind: str, tmp_path: Path):
     made = SynthSettings(kind=kind, clips=25, frames=8, size=32)
-    make(tmp_path, made, workers=1, progress=False)
+    make(tmp_path, made, workers=1)
     files = {"train": "train.json", "validation": "validation.json", "test": "test-answers.csv"}
     if kind == "scene":
         files = {"train": "kinetics_train.csv", "validation": "kinetics_val.csv", "test": "kinetics_test.csv"}

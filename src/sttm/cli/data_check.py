@@ -1,0 +1,80 @@
+"""`sttm data check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sttm.cli.app import app
+from sttm.cli.options import Json, Sets
+from sttm.cli.printing import complain, complain_of_videos, print_rows
+from sttm.cli.progress import progress
+
+if TYPE_CHECKING:
+    from sttm.config.settings import ModelSettings
+    from sttm.data.video.read import Sampling
+
+data = typer.Typer(help="Check data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+#: Fields of a split that are in the JSON only, to keep the table narrow.
+_JSON_ONLY = ("fps", "direction_sensitive")
+
+
+@data.command(epilog="Example:  sttm data check configs/ut_interaction.yaml --decode")
+def check(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; its data section is checked.")],
+    overrides: Sets = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode a clip of each too: slower, but finds more.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Videos checked at once.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Check every video of a data set before a long run: what is missing, unreadable, short or in two splits."""
+    from sttm.config import load
+
+    settings = load(config, overrides or ())
+    from sttm.data.datasets import check as checking
+
+    def with_bar(checked: Iterable[Any], total: int) -> Iterator[Any]:
+        with progress("videos", total) as advance:
+            for one in checked:
+                yield one
+                advance(1)
+
+    sampling = sampling_of(settings.model)
+    report = checking.check(settings.data, sampling=sampling, decode=decode, threads=threads, progress=with_bar)
+    narrow = [{key: value for key, value in row.items() if key not in _JSON_ONLY} for row in report["splits"]]
+    rows = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in narrow]
+    print_rows(f"Data of {config} (min / median / max)", rows, as_json=report if as_json else None)
+    for row in report["splits"]:
+        complain_of_videos(row["missing"], f"of {row['split']} missing")
+        complain_of_videos([entry["error"] for entry in row["unreadable"]], f"of {row['split']} unreadable")
+        for entry in row["remarks"][:10]:
+            complain(f"warning: {entry['path']}: {entry['remark']}")
+    for warning in report["warnings"]:
+        complain(f"warning: {warning}")
+    raise typer.Exit(int(not report["ok"]))
+
+
+def sampling_of(model: ModelSettings) -> Sampling | None:
+    """Return the frames that a model takes of a video, or None where only a download would tell."""
+    from sttm import models
+    from sttm.data.transforms.preprocess import Preprocess
+    from sttm.data.transforms.processor_config import FAMILIES
+    from sttm.data.video.read import Sampling
+
+    own: Sampling | None = None
+    if model.start is not None and (model.start in models.BUNDLED or Path(model.start).is_dir()):
+        own = Preprocess.from_folder(models.resolve(model.start)).sampling
+    elif model.family in FAMILIES:
+        family = FAMILIES[model.family]
+        own = Sampling(int(model.config.get(family.num_frames_key) or family.num_frames))
+    frames = model.frames or (own.num_frames if own else None)
+    mode = model.sampling or (own.mode if own else "uniform")
+    stride = model.stride or (own.stride if own and mode == "dense" else 1)
+    return None if frames is None else Sampling(frames, mode, stride)

@@ -1,0 +1,75 @@
+"""`sttm predict`."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from sttm.cli.app import app
+from sttm.cli.options import Batch, Compute, Device, Dtype, Json, Method, Model, bring, read_merging
+from sttm.cli.printing import complain, complain_of_path, printable
+from sttm.cli.progress import progress
+
+
+@app.command(epilog="Example:  sttm predict clips/ 'more/*.mp4' --compute 0.62 --json")
+def predict(
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Files, folders, quoted patterns.")],
+    model: Model = None,
+    compute: Compute = None,
+    method: Method = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels to print for each clip.")] = 5,
+    views: Annotated[str, typer.Option(metavar="TxS", help="Temporal views x spatial crops to average over.")] = "1x1",
+    batch_size: Batch = 8,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Classify video files; a file that cannot be read is named, and the others go on."""
+    from sttm.config import parse_views
+
+    share = read_merging(compute, method)
+    temporal_and_spatial = parse_views(views)
+
+    from sttm import models
+    from sttm.devices import device_of, dtype_of
+    from sttm.evaluation.predict import find_videos, predict_files
+
+    network, preprocess = models.load_with_preprocess(model or models.DEFAULT)
+    spent = bring(network.to(device_of(device)), share, method)
+    files = find_videos(clips)
+    records = predict_files(
+        files,
+        network,
+        preprocess,
+        top_k=top_k,
+        views=temporal_and_spatial,
+        batch_size=batch_size,
+        compute=spent,
+        dtype=dtype_of(dtype),
+    )
+    raise typer.Exit(_report(records, len(files), as_json=as_json))
+
+
+def _report(records: Iterable[Mapping[str, Any]], total: int, *, as_json: bool) -> int:
+    """Print records as they come, errors and warnings on stderr too; return the exit code."""
+    failed = 0
+    # no bar between lines of JSON on a terminal
+    with progress("clips", total, shown=not (as_json and sys.stdout.isatty())) as advance:
+        for record in records:
+            path, error = printable(record["path"]), record.get("error")
+            for warning in record.get("warnings", ()):
+                complain(f"warning: {path}: {warning}")
+            if error is not None:
+                failed += 1
+                complain_of_path(record["path"], error)
+            if as_json:
+                print(json.dumps(record), flush=True)
+            elif error is None:
+                best = [f"{entry['score']:8.1%}  {entry['label']}" for entry in record["predictions"]]
+                print(path, *best, sep="\n", flush=True)
+            advance(1)
+    if failed:
+        complain(f"{failed} of {total} could not be classified")
+    return int(failed > 0)

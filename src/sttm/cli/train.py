@@ -1,0 +1,67 @@
+"""`sttm train`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm.cli.app import app
+from sttm.cli.options import Json, Sets
+from sttm.cli.printing import complain, complain_of_videos
+
+
+@app.command(epilog="Example:  sttm train configs/ut_interaction.yaml --set merging.compute=0.62")
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")],
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model, plain or merged, or resume its run; under torchrun on many processes."""
+    from sttm.config import load
+
+    settings = load(config, overrides or ())  # before torch is imported: a mistake in the config is reported at once
+    from sttm.training import run as training
+
+    try:
+        training.train(settings, report=_print_json if as_json else _print_text)
+    except training.Stopped as stopped:
+        complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
+        raise typer.Exit(128 + stopped.signal) from stopped
+
+
+def _print_json(record: Mapping[str, Any]) -> None:
+    """Print one record of a run as a line of JSON."""
+    print(json.dumps(record), flush=True)
+
+
+def _print_text(record: Mapping[str, Any]) -> None:
+    """Print one record of a run as text; missing and unreadable videos go to stderr."""
+    match record.get("event"):
+        case "start":
+            print(record["plan"])
+            resumed = f", resumed after step {record['resumed_at']}" if record["resumed_at"] is not None else ""
+            print(
+                f"{record['clips']:,} clips of {record['classes']} classes, {record['steps']:,} steps{resumed}",
+                flush=True,
+            )
+            complain_of_videos(record["missing"], "missing")
+        case "evaluation":
+            print(f"step {record['step']:,}: top-1 on validation {record['validation_top1']:.1%}", flush=True)
+        case "end":
+            complain_of_videos([f"{path}: {reason}" for path, reason in record["unreadable"].items()], "unreadable")
+            for split in ("validation", "test"):
+                if split in record:
+                    figures = record[split]
+                    low, high = figures["top1_interval"]
+                    clips = f"{low:.1%} to {high:.1%}, {figures['clips']:,} clips"
+                    print(f"{split}: top-1 {figures['top1']:.1%} ({clips})")
+            print(f"The model is in {record['folder']}/model")
+        case _:
+            waiting = f", {record['waiting']:.0%} of the time waiting for data" if record["waiting"] > 0.1 else ""
+            print(
+                f"step {record['step']:,}/{record['steps']:,}: loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
+                f"{record['clips_per_s']:.1f} clips/s{waiting}",
+                flush=True,
+            )

@@ -1,0 +1,179 @@
+"""A plain and a merged model on the same synthetic videos: made, classified in turn, counted and timed.
+
+Legend: N videos, K classes, V views of one video (one here).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttm import models
+from sttm.benchmark.timing import in_turn, quantiles
+from sttm.data.loader import Sample, read_ahead
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video.video import Video
+from sttm.devices import device_of, machine
+from sttm.errors import SttmError
+from sttm.evaluation.inference import classify, labels_of
+from sttm.evaluation.metrics import Accuracy
+from sttm.patching import api
+from sttm.synth.videos import SynthSettings, make, video_path
+
+#: The seed of the videos that the bundled models were trained on.
+TRAINING_SEED = 0
+#: Threads that read a batch; nothing is read while a model is timed.
+READERS = 2
+
+
+@dataclass
+class Comparison:
+    """Two models on the same videos: the plain one first, the merged one second."""
+
+    names: tuple[str, str]
+    networks: tuple[nn.Module, nn.Module]
+    preprocess: Preprocess
+    labels: list[str]
+    """The class names of both models, by number."""
+    device: torch.device
+    files: list[Video] = field(default_factory=list)
+    truth_N: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The class of each video."""
+    scores: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    """Class probabilities [K] of each video, by model."""
+    batches: list[tuple[int, float, float]] = field(default_factory=list)
+    """Videos, and the seconds of either model, of each batch."""
+    reading_seconds: float = 0.0
+    """Time to decode and preprocess all videos."""
+
+
+def load_pair(plain: str, merged: str) -> Comparison:
+    """Load both models, and check that they can be compared."""
+    device = device_of()
+    networks, preprocesses = zip(*map(models.load_with_preprocess, (plain, merged)), strict=True)
+    if api.is_merged(networks[0]):
+        raise SttmError(f"the demo needs a plain model to compare with, and {plain} is merged; name a plain one")
+    if not api.is_merged(networks[1]):
+        raise SttmError(f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one")
+    labels = [labels_of(network) for network in networks]
+    if preprocesses[0] != preprocesses[1] or labels[0] != labels[1]:
+        wrong = f"{plain} and {merged} do not take the same pixels or do not know the same classes"
+        raise SttmError(f"{wrong}; name two that were trained alike")
+    return Comparison(
+        (plain, merged), (networks[0].to(device), networks[1].to(device)), preprocesses[0], labels[0], device
+    )
+
+
+def make_videos(
+    comparison: Comparison,
+    folder: Path,
+    clips: int,
+    seed: int,
+    workers: int | None,
+    advance: Callable[[int, int], None],
+) -> int:
+    """Make the videos that an earlier run has not made, list them with their classes, and return their number."""
+    settings, made = SynthSettings("motion", clips, seed, train=0, validation=1, test=0), 0
+
+    def count(videos: int, missing: int) -> None:
+        nonlocal made
+        made += videos
+        advance(videos, missing + clips)
+
+    inside = make(folder / f"motion-{clips}-clips-seed-{seed}", settings, workers=workers, advance=count)
+    rows = json.loads((inside / "validation.json").read_text(encoding="utf-8"))
+    labels = {int(row["id"]): row["template"].replace("[", "").replace("]", "") for row in rows}
+    numbers = {label: number for number, label in enumerate(comparison.labels)}
+    unknown = sorted(set(labels.values()) - numbers.keys())
+    if unknown:
+        wrong = f"{comparison.names[1]} knows no class {unknown[0]!r}"
+        raise SttmError(f"{wrong}; name models that were trained on the motion videos of sttm synth")
+    comparison.files = [Video(str(inside / video_path(settings, index))) for index in range(clips)]
+    comparison.truth_N = torch.tensor([numbers[labels[index]] for index in range(clips)])
+    return made
+
+
+def read_files(comparison: Comparison, files: Sequence[Video]) -> list[Sample]:
+    """Read some videos, and put their pixels on the device of the models.
+
+    Raises:
+        SttmError: for a video that cannot be read.
+    """
+    samples = []
+    for sample in read_ahead(files, comparison.preprocess, (1, 1), READERS):
+        if sample.pixels_VTCHW is None:
+            raise SttmError(f"{sample.path}: {sample.error}; delete the file, and the demo makes it again")
+        samples.append(replace(sample, pixels_VTCHW=sample.pixels_VTCHW.to(comparison.device)))
+    return samples
+
+
+def classify_in_turn(comparison: Comparison, batch: int, advance: Callable[[int], None]) -> None:
+    """Classify every video with both models; nothing else runs while a model is timed."""
+
+    for turn, start in enumerate(range(0, len(comparison.files), batch)):
+        started = time.perf_counter()
+        samples = read_files(comparison, comparison.files[start : start + batch])
+        comparison.reading_seconds += time.perf_counter() - started
+        runs = [partial(_scores, network, samples) for network in comparison.networks]
+        if turn == 0:
+            in_turn(runs, turn, comparison.device)  # to warm up
+        seconds, found = in_turn(runs, turn, comparison.device)
+        comparison.batches.append((len(samples), seconds[0], seconds[1]))
+        for kept, new in zip(comparison.scores, found, strict=True):
+            kept.extend(new)
+        advance(len(samples))
+
+
+def _scores(network: nn.Module, samples: list[Sample]) -> list[Tensor]:
+    """Return the class probabilities [K] of each video."""
+    scores = []
+    for result in classify(network, samples, batch_size=len(samples)):
+        if result.scores_K is None:
+            raise SttmError(f"{result.sample.path}: {result.error}")
+        scores.append(result.scores_K)
+    return scores
+
+
+def result_of(comparison: Comparison, seed: int) -> dict[str, Any]:
+    """Return the figures; speeds are over full batches, as a smaller last one takes more time for each video."""
+    full = max(size for size, *_ in comparison.batches)
+    timed = [batch for batch in comparison.batches if batch[0] == full]
+    macs = [api.macs(network) for network in comparison.networks]
+    right_MN = [torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores]
+    rows = []
+    for number, name in enumerate(comparison.names):
+        accuracy = Accuracy.of(torch.stack(comparison.scores[number]), comparison.truth_N)
+        low, high = accuracy.interval
+        rows.append(
+            {
+                "model": name,
+                "compute": macs[number] / macs[0],
+                "gmacs": macs[number] / 1e9,
+                **asdict(accuracy),
+                "top1": accuracy.share,
+                "top1_interval": {"low": low, "high": high},
+                "clips_per_s": quantiles([full / batch[1 + number] for batch in timed]),
+            }
+        )
+    return {
+        "rows": rows,
+        "speedup": quantiles([plain / merged for _, plain, merged in timed]),
+        "ideal_speedup": macs[0] / macs[1],
+        "only_right": {
+            "plain": int((right_MN[0] & ~right_MN[1]).sum()),
+            "merged": int((right_MN[1] & ~right_MN[0]).sum()),
+        },
+        "batches_timed": len(timed),
+        "reading_ms": 1000 * comparison.reading_seconds / len(comparison.truth_N),
+        "clips": len(comparison.truth_N),
+        "seed": seed,
+        "machine": machine(comparison.device),
+    }

@@ -1,0 +1,115 @@
+"""`sttm predict` on real files, good and bad."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sttm import apply, load, save
+from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video.read import read
+
+
+def test_predict_gives_every_video_a_line_and_goes_on_after_a_broken_one(sttm, small_model, clips):
+    outcome = sttm("predict", clips, "--model", small_model, "--json", "--top-k", "2")
+    assert outcome.code == 1
+    first, broken, last = outcome.records
+    assert [Path(record["path"]) for record in outcome.records] == [
+        clips / "a.mp4", clips / "b.mp4", clips / "deep" / "c.mkv"
+    ]  # fmt: skip
+    assert set(broken) == {"path", "error"} and "web page" in broken["error"]
+    assert "unexpected" not in broken["error"]
+    assert str(clips / "b.mp4") in outcome.err and "Traceback" not in outcome.err
+    for record in (first, last):
+        assert set(record) == {"path", "predictions", "compute", "frames_decoded", "seconds"}
+        scores = [guess["score"] for guess in record["predictions"]]
+        assert len(scores) == 2 and 1 > scores[0] > scores[1] > 0
+        assert {guess["label"] for guess in record["predictions"]} < {"ant", "bee", "cat"}
+        assert record["compute"] == 1 and record["frames_decoded"] == 8 and record["seconds"] > 0
+    assert first["predictions"] != last["predictions"]
+
+
+def test_predict_says_what_the_model_says(sttm, small_model, clips):
+    from transformers import VideoMAEForVideoClassification
+
+    preprocess = Preprocess.from_folder(small_model)
+    (clip,) = read(clips / "a.mp4", preprocess.sampling)
+    model = VideoMAEForVideoClassification.from_pretrained(small_model).eval()
+    with torch.no_grad():
+        expected = model(preprocess(clip.frames_TCHW)).logits[0].softmax(-1)
+    (record,) = sttm("predict", clips / "a.mp4", "--model", small_model, "--json", "--top-k", "99").records
+    scores = {guess["label"]: guess["score"] for guess in record["predictions"]}
+    assert [scores[label] for label in ("ant", "bee", "cat")] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_predict_merges_when_asked(sttm, small_model, clips, dtype):
+    outcome = sttm("predict", clips / "a.mp4", "--model", small_model, "--compute", "0.7", "--dtype", dtype, "--json")
+    assert outcome.code == 0, outcome.err
+    assert 0.5 < outcome.records[0]["compute"] <= 0.7
+
+
+def test_predict_keeps_or_replaces_the_mergers_of_a_merged_model(sttm, small_model, clips, tmp_path):
+    model = load(small_model)
+    own = apply(model, compute=0.7).compute
+    save(model, tmp_path)
+    Preprocess.from_folder(small_model).to_folder(tmp_path)
+    for options, least, most in (
+        ([], own, own),
+        (["--compute", "0.7"], own, own),
+        (["--compute", "0.8"], 0.7, 0.8),
+    ):
+        outcome = sttm("predict", clips / "a.mp4", "--model", tmp_path, "--json", *options)
+        assert outcome.code == 0, outcome.err
+        assert least <= outcome.records[0]["compute"] <= most
+        assert ("make way" in outcome.err) == (options == ["--compute", "0.8"])
+
+
+def test_predict_prints_labels_for_people(sttm, small_model, clips):
+    outcome = sttm("predict", clips / "a.mp4", clips / "b.mp4", "--model", small_model)
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[0] == str(clips / "a.mp4")
+    assert "%  ant" in outcome.out and "b.mp4" not in outcome.out
+    assert "b.mp4" in outcome.err
+
+
+def test_neither_batches_nor_company_change_a_prediction(sttm, small_model, clips):
+    def scores(*args: object) -> list[float]:
+        records = sttm("predict", *args, "--model", small_model, "--json").records
+        return [guess["score"] for record in records if "error" not in record for guess in record["predictions"]]
+
+    together = scores(clips, "--batch-size", 8)
+    assert scores(clips, "--batch-size", 1) == pytest.approx(together, abs=1e-6)
+    assert scores(clips / "a.mp4") + scores(clips / "deep") == pytest.approx(together, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_quietly(small_model, clips):
+    files = [str(clips / "a.mp4")] * 50
+    command = [sys.executable, "-c", "from sttm.cli import main; main()", "predict", *files, "--json"]
+    command += ["--model", str(small_model), "--batch-size", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert "predictions" in run.stdout.readline()
+        run.stdout.close()
+        errors = run.stderr.read()
+    assert "Traceback" not in errors and "Exception" not in errors
+    assert run.returncode != 0
+
+
+@pytest.mark.slow
+def test_predict_over_all_the_shared_clips(sttm, small_model, shared_data):
+    folders = [shared_data / "clips", shared_data / "clips-made"]
+    outcome = sttm("predict", *folders, "--model", small_model, "--json")
+    assert outcome.code == 1 and "Traceback" not in outcome.err
+    by_path = {Path(record["path"]): record for record in outcome.records}
+    videos = {path for folder in folders for path in folder.iterdir() if path.suffix not in {".csv", ".md"}}
+    assert set(by_path) == videos
+    for folder in folders:
+        for row in csv.DictReader((folder / "probe.csv").read_text().splitlines()):
+            record = by_path.get(folder / row["path"], {})
+            assert ("error" in record) == (not int(row["frames"] or 0)), (row["path"], record)
+            assert record.get("error") or record["frames_decoded"] == min(8, int(row["frames"])), record
