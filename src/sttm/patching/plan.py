@@ -40,7 +40,7 @@ class Plan:
         mergers: one MergerPlan each, in order.
         method, learned, selector: what the mergers are.
         clip_shape: (frames, channels, height, width) of the clips that were counted.
-        target: the compute that was asked for.
+        target: the compute that was asked for (0: not known).
     """
 
     compute: float
@@ -52,7 +52,7 @@ class Plan:
     clip_shape: ClipShape
     selector: str | None = None
     family: str = ""
-    target: float = 1.0
+    target: float = 0.0
 
     @property
     def short_by(self) -> float:
