@@ -253,7 +253,7 @@ def test_a_state_dict_says_its_grid_and_fits_no_other(name: str, learned: bool) 
 @every_mode
 def test_the_grid_of_another_merger_is_refused(name: str, learned: bool) -> None:
     whole, module = spec_of(name).whole_frames, reducer(name, learned=learned)
-    sizes = dict(frames_in=T, tokens_in=S, learned=learned)
+    sizes: dict[str, Any] = dict(frames_in=T, tokens_in=S, learned=learned)
     other = METHODS[name](C, 2, S if whole else 6, **sizes)
     with pytest.raises(RuntimeError, match=rf"size mismatch for grid: .* for {T} x {S} -> 2 x .* -> {module.frames} x"):
         module.load_state_dict(other.state_dict())

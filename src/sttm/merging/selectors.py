@@ -21,6 +21,8 @@ from sttm.merging.ops import Table, take
 # Bits of a cell's number along one side of the lattice on which tokens are ordered; finer than any model's token grid.
 LATTICE_BITS = 6
 CELLS = 2**LATTICE_BITS
+# Each cell's number with a gap after every bit: those of y and of x then interleave.
+GAPPED = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
 # Bits of a token's rank in its window; float32 holds such numbers exactly.
 RANK_BITS = 24
 # Decides between equally novel tokens; differences of features are far larger.
@@ -41,10 +43,8 @@ class ZOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # The bits of a number with a gap after each: those of y and of x then interleave.
-        gapped = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
-        self.register_buffer("x_key", torch.tensor(gapped), persistent=False)
-        self.register_buffer("y_key", torch.tensor([2 * key for key in gapped]), persistent=False)
+        self.register_buffer("x_key", torch.tensor(GAPPED), persistent=False)
+        self.register_buffer("y_key", torch.tensor(GAPPED) * 2, persistent=False)
 
     def forward(self, position_BFL3: Tensor, timed: bool = True) -> Tensor:
         """Return the tokens in order: [B F L 3] -> indices [B F L]; without `timed`, over the frames together."""
