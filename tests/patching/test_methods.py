@@ -19,22 +19,13 @@ from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.visual.pictures import slots
-from tests.helpers import FAMILIES, logits, pixels
+from tests.helpers import FAMILIES, lively, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {name for name in METHODS if spec_of(name).training == "required"}
 DROPPING = {"random", "frames", "sta"}
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
-
-
-def family(name: str) -> Any:
-    torch.manual_seed(0)
-    model = FAMILIES[name]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 def served(method: str, name: str) -> bool:
@@ -50,7 +41,7 @@ every_case = pytest.mark.parametrize(("method", "name"), CASES)
 @every_case
 @pytest.mark.parametrize("compute", [0.62, 0.5, 0.35])
 def test_the_budget_is_met_and_counted_as_torch_counts(method: str, name: str, compute: float) -> None:
-    model = family(name).to("meta")
+    model = lively(name).to("meta")
     plan = sttm.apply(model, compute, method, learned=method in LEARNED)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *backbone_of(model).clip_shape(model), device="meta"))
@@ -80,7 +71,7 @@ def test_real_shapes_reach_every_budget(shape: str, name: str) -> None:
 
 @every_case
 def test_a_reduced_model_keeps_every_promise(method: str, name: str) -> None:
-    model = family(name)
+    model = lively(name)
     before = logits(model, pixels())
     plan = sttm.apply(model, 0.5, method, learned=method in LEARNED)
     with sttm.trace(model) as maps:
@@ -107,7 +98,7 @@ def test_a_reduced_model_keeps_every_promise(method: str, name: str) -> None:
 
 @every_baseline
 def test_only_what_has_parameters_is_learned(name: str) -> None:
-    model, twin = family("vivit"), family("vivit")
+    model, twin = lively("vivit"), lively("vivit")
     assert sttm.apply(model, 0.5, name, learned=True).learned == (name in LEARNED)
     assert any(".merger." in n for n, _ in model.named_parameters()) == (name in LEARNED)
     if name not in LEARNED:
@@ -117,7 +108,7 @@ def test_only_what_has_parameters_is_learned(name: str) -> None:
 
 @every_baseline
 def test_saved_and_loaded_is_exact(name: str, tmp_path: Path) -> None:
-    model = family("videomae")
+    model = lively("videomae")
     plan = sttm.apply(model, 0.5, name, learned=name in LEARNED)
     loaded = sttm.load(sttm.save(model, tmp_path / "reduced"))
     assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
@@ -144,7 +135,7 @@ def test_frames_go_early_and_whole() -> None:
 
 def test_one_frame_at_a_time_cannot_lose_frames() -> None:
     with pytest.raises(sttm.SttmError, match="one at a time; choose one of sttm"):
-        sttm.apply(family("timesformer-space"), 0.5, "frames")
+        sttm.apply(lively("timesformer-space"), 0.5, "frames")
 
 
 def test_size_weighs_attention_as_in_tome() -> None:
