@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -11,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import sttm
 from sttm.merging.merger import TokenMerger
-from sttm.merging.selectors import make_selector, stride_order
-from sttm.merging.tokens import MergeMap, Tokens, compose, grid_positions
+from sttm.merging.tokens import Tokens
+from tests.merging.helpers import cell
 
 MODES = [
     dict(learned=False, selector="stride"),
@@ -29,7 +27,7 @@ B, T, H, W, C, F, M = 2, 4, 4, 5, 12, 2, 6
 
 
 def merger(mode: dict, *, stirred: bool = True, **changes) -> TokenMerger:
-    sizes = dict(dim=C, frames=F, tokens=M, frames_in=T, similarity_dim=8) | changes
+    sizes = dict(dim=C, frames=F, tokens=M, frames_in=T) | changes
     torch.manual_seed(0)
     module = TokenMerger(**sizes, **mode).double().eval()
     if stirred:
@@ -93,15 +91,15 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
     return slots, sizes, places, assignment
 
 
-def naive_path(weights, features, meta: Tensor, position: Tensor, place: Tensor) -> list[tuple[Tensor, float]]:
+def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tensor) -> list[tuple[Tensor, float]]:
     """In every frame, where what resembles the meta token is, on average, seen from the slot; and how sure that is."""
     key, path = unit(weights["similarity.weight"] @ meta), []
     for t in range(T):
         alike = [unit(weights["similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
         likeness = (torch.stack(alike) / math.exp(weights["log_tau"])).softmax(0)
         there = sum(a * position[t, s, 1:] for s, a in enumerate(likeness))
-        spread = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
-        path.append((there - place[1:], 0.1 / (0.1 + spread)))
+        variance = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
+        path.append((there - centroid[1:], 0.1 / (0.1 + variance)))
     return path
 
 
@@ -113,7 +111,7 @@ def naive_metas(module, weights, members, feature, position) -> list[tuple[int, 
     """Meta tokens of one window, by the rule of the selector's name."""
 
     def curve(member: tuple[int, int]) -> tuple:
-        t, y, x = (round(float(v + 1) / 2 * 63) for v in position[member])
+        t, y, x = (cell(v) for v in position[member])
         bits = "".join(f"{(y >> b) & 1}{(x >> b) & 1}" for b in reversed(range(6)))
         return t, int(bits, 2), float(position[member][1]) * 2 + float(position[member][2])
 
@@ -299,73 +297,3 @@ def test_off_the_shelf_tells_objects_apart() -> None:
         for slot in range(F * M):
             members = (who.assignment[b] == slot).nonzero().flatten() % (H * W)
             assert len(set(region[members].tolist())) == 1
-
-
-# --- finding, maps, errors --------------------------------------------------------------------------------------------
-
-
-def test_a_stride_takes_one_token_of_every_block() -> None:
-    order = stride_order(grid_positions(1, 8, 8)[None, None, 0])[0, 0]
-    blocks = {(int(i) // 8 // 2, int(i) % 8 // 2) for i in order[2::4]}
-    assert len(blocks) == 16 and sorted(order.tolist()) == list(range(64))
-
-
-@pytest.mark.parametrize("selector", ["stride", "novelty"])
-def test_finders_tell_how_alike_all_tokens_are_to_the_meta_tokens(selector: str) -> None:
-    x_BFLC = torch.randn(B, F, H * W, C, generator=torch.Generator().manual_seed(0)).double() * 7
-    x_BFLC[0, 0, 3] = 0.0  # a token of nothing is like none
-    position_BFL3 = grid_positions(1, H, W).double().expand(B, F, H * W, 3)
-    meta_BFM, cosine_BFML = make_selector(selector)(x_BFLC, position_BFL3, M)
-    for b, f in itertools.product(range(B), range(F)):
-        expected = torch.stack(
-            [torch.stack([unit(x_BFLC[b, f, m]) @ unit(x) for x in x_BFLC[b, f]]) for m in meta_BFM[b, f]]
-        )
-        torch.testing.assert_close(cosine_BFML[b, f], expected)
-
-
-def test_maps_compose_as_the_mergers_do() -> None:
-    first, second = merger(MODES[1]), merger(MODES[0], frames=1, tokens=3, frames_in=F)
-    merged, one = first(tokens(sized=False))
-    merged_again, two = second(merged)
-    whole = compose([one, two])
-    assert whole.grid == ((T, H * W), (1, 3))
-    for b in range(B):
-        for token in range(T * H * W):
-            assert whole.assignment[b, token] == two.assignment[b, one.assignment[b, token]]
-    # Sizes after both count the tokens of the first grid.
-    counts = torch.stack([torch.bincount(row, minlength=3) for row in whole.assignment]).double()
-    torch.testing.assert_close(whole.size.double(), counts)
-    spread = whole.unmerge(merged_again.x_BTSC.flatten(1, 2))
-    assert spread.shape == (B, T * H * W, C)
-    torch.testing.assert_close(spread[0, 7], merged_again.x_BTSC.flatten(1, 2)[0, whole.assignment[0, 7]])
-
-
-def test_dropped_tokens_stay_dropped() -> None:
-    one = MergeMap(torch.tensor([[0, -1, 1]]), torch.ones(1, 2), torch.zeros(1, 2, 3), ((1, 3), (1, 2)))
-    two = MergeMap(torch.tensor([[-1, 0]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
-    whole = one.then(two)
-    assert whole.assignment.tolist() == [[-1, -1, 0]]
-    other = MergeMap(torch.tensor([[0, -1]]), torch.ones(1, 1), torch.zeros(1, 1, 3), ((1, 2), (1, 1)))
-    assert one.then(other).assignment.tolist() == [[0, -1, -1]]
-    assert whole.unmerge(torch.full((1, 1, 2), 5.0)).tolist() == [[[0, 0], [0, 0], [5, 5]]]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(dim=8, frames=3, tokens=4, frames_in=8), "divide"),
-        (dict(dim=8, frames=0, tokens=4), "frames=0"),
-        (dict(dim=8, frames=2, tokens=4, selector="magic"), "novelty or stride"),
-        (dict(dim=8, frames=2, tokens=4, selector="saliency", learned=True), "novelty or stride"),
-    ],
-)
-def test_impossible_mergers_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(sttm.SttmError, match=message):
-        TokenMerger(**arguments)
-
-
-def test_another_grid_is_refused() -> None:
-    with pytest.raises(sttm.SttmError, match="clip_shape"):
-        merger(MODES[0])(Tokens.of_grid(torch.zeros(1, T + 2, H * W, C), H, W))
-    with pytest.raises(sttm.SttmError, match="not a 3 x 3 grid"):
-        Tokens.of_grid(torch.zeros(1, 2, 8, C), 3, 3)

@@ -23,6 +23,10 @@ LATTICE_BITS = 6
 CELLS = 2**LATTICE_BITS
 # Where a cell ends: not at any fraction of small numbers, as averages of grid positions are.
 OFFSET = 0.618
+# Each cell's number with a gap after every bit: those of y and of x then interleave.
+GAPPED = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
+# Steps of the raster position, and the most tokens of a window: factors that keep the parts of a key apart.
+RASTER, MOST_TOKENS = 2**16, 2**20
 # Bits of a token's rank in its window; float32 holds such numbers exactly.
 RANK_BITS = 24
 # Decides between equally novel tokens; differences of features are far larger.
@@ -43,10 +47,8 @@ class ZOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # The bits of a number with a gap after each: those of y and of x then interleave.
-        gapped = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
-        self.register_buffer("x_key", torch.tensor(gapped), persistent=False)
-        self.register_buffer("y_key", torch.tensor([2 * key for key in gapped]), persistent=False)
+        self.register_buffer("x_key", torch.tensor(GAPPED), persistent=False)
+        self.register_buffer("y_key", torch.tensor(GAPPED) * 2, persistent=False)
 
     def forward(self, position_BFL3: Tensor, timed: bool = True) -> Tensor:
         """Return the tokens in order: [B F L 3] -> indices [B F L]; without `timed`, over the frames together."""
@@ -56,9 +58,11 @@ class ZOrder(nn.Module):
         key_BFL = self.y_key[y] + self.x_key[x]
         if timed:
             key_BFL = t * CELLS**2 + key_BFL
-        # Below the cell: the exact raster position, so that no two tokens at different positions tie.
-        raster_BFL = unit_BFL3[..., 1] * 0.5 + unit_BFL3[..., 2] * 0.25
-        return (key_BFL.double() + raster_BFL).argsort(dim=-1)
+        # Below the cell the raster position; below that, where centroids coincide, the place in store. All keys differ,
+        # so that every engine sorts them alike.
+        raster_BFL = ((unit_BFL3[..., 1] * 0.5 + unit_BFL3[..., 2] * 0.25) * RASTER + OFFSET).floor().long()
+        stored_L = torch.arange(position_BFL3.shape[2], device=position_BFL3.device)
+        return ((key_BFL * RASTER + raster_BFL) * MOST_TOKENS + stored_L).argsort(dim=-1)
 
 
 def regular_picks(length: int, count: int) -> list[int]:

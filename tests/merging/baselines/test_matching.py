@@ -1,0 +1,134 @@
+"""ToMe, DPC-KNN, EViT and STA: parity with plain loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from sttm.merging.tokens import Tokens
+from tests.merging.helpers import (
+    B,
+    C,
+    Clip,
+    S,
+    Slots,
+    T,
+    alone,
+    by_size,
+    check_parity,
+    cosine,
+    dot,
+    every_size,
+    reducer,
+    softmax,
+    tokens,
+    unit,
+)
+
+
+def naive_tome(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    found = []
+    for window in clip:
+        # A token: (features, size, whom it is made of).
+        left = [(list(x), size, [i]) for i, (x, size, _) in enumerate(window)]
+        while len(left) > module.tokens:
+            merges = min(len(left) - module.tokens, len(left) // 2)
+            edges = []
+            for a in range(0, len(left), 2):
+                scores = {b: cosine(unit(left[a][0]), unit(left[b][0])) for b in range(1, len(left), 2)}
+                partner = max(scores, key=lambda b: scores[b])
+                edges.append((scores[partner], a, partner))
+            gone = sorted(edges, reverse=True)[:merges]
+            for b in range(1, len(left), 2):
+                joined = [left[b]] + [left[a] for _, a, partner in gone if partner == b]
+                size = sum(j[1] for j in joined)
+                mean = [sum(j[1] * j[0][c] for j in joined) / size for c in range(C)]
+                left[b] = (mean, size, [i for j in joined for i in j[2]])
+            left = [token for i, token in enumerate(left) if i not in [a for _, a, _ in gone]]
+        found.append(by_size(window, [members for _, _, members in left]))
+    return found
+
+
+def naive_dpcknn(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    found = []
+    for window in clip:
+        x, n = [unit(v) for v, _, _ in window], range(len(window))
+        apart = [[sum((a - b) ** 2 for a, b in zip(x[i], x[j], strict=True)) / C for j in n] for i in n]
+        density = [math.exp(-sum(sorted(apart[i][j] for j in n if j != i)[:5]) / 5) for i in n]
+        score = []
+        for i in n:
+            denser = [math.sqrt(apart[i][j]) for j in n if density[j] > density[i]]
+            score.append(density[i] * (min(denser) if denser else max(math.sqrt(apart[i][j]) for j in n)))
+        centres = sorted(n, key=lambda i: -score[i])[: module.tokens]
+        groups: list[list[int]] = [[] for _ in centres]
+        for i in n:
+            groups[min(range(len(centres)), key=lambda k: apart[i][centres[k]])].append(i)
+        found.append(by_size(window, groups))
+    return found
+
+
+def naive_evit(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    found = []
+    for window in clip:
+        x = [unit(v) for v, _, _ in window]
+        query = [sum(v[c] for v in x) / len(x) for c in range(C)] if prefix is None else unit(prefix)
+        attention = softmax([dot(query, v) / math.sqrt(C) for v in x])
+        stay = sorted(sorted(range(len(x)), key=lambda i: -attention[i])[: module.tokens - 1])
+        rest = {i: attention[i] for i in range(len(x)) if i not in stay}
+        fused = {i: a / sum(rest.values()) for i, a in rest.items()}
+        found.append([*alone(stay), (fused, 1.0)])
+    return found
+
+
+def naive_sta(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    found: list[Slots] = []
+    stay: list[int] = []
+    score: dict[int, float] = {}
+    for f, window in enumerate(clip):
+        x, n = [unit(v) for v, _, _ in window], range(len(window))
+        if f == 0:
+            goes = []  # the even tokens first, the most alike first; then the odd ones
+            for parity in (0, 1):
+                of, others = range(parity, len(x), 2), range(1 - parity, len(x), 2)
+                alike = {i: max(cosine(x[i], x[j]) for j in others) for i in of}
+                goes += [i for _, i in sorted((-alike[i], i) for i in of)]
+            stay = sorted(set(n) - set(goes[: len(x) - module.tokens]))
+            score = dict.fromkeys(stay, 1 / len(stay))
+        else:
+            seen = [0.0 for _ in n]
+            for j in stay:
+                before = unit(clip[f - 1][j][0])
+                for i, share in enumerate(softmax([cosine(v, before) for v in x])):
+                    seen[i] += share * score[j]
+            active = [sum(abs(a) for a in v) for v, _, _ in window]
+            least, most = min(active), max(active)
+            redundant = [seen[i] * (1 - (active[i] - least) / (most - least)) for i in n]
+            stay = sorted(i for _, i in sorted(zip(redundant, n, strict=True))[: module.tokens])
+            score = {i: seen[i] / sum(seen[j] for j in stay) for i in stay}
+        found.append(alone(stay))
+    return found
+
+
+RULES = {"tome": naive_tome, "dpcknn": naive_dpcknn, "evit": naive_evit, "sta": naive_sta}
+
+
+@every_size
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", RULES)
+def test_parity_with_plain_loops(name: str, frames: int, slots: int, seed: int) -> None:
+    check_parity(reducer(name, frames, slots), RULES[name], tokens(seed, prefix=seed == 0))
+
+
+def test_sta_hands_scores_on_from_frame_to_frame() -> None:
+    """Where all tokens but one are equally active, what was seen before is all that counts."""
+    given = tokens()
+    x = given.x_BTSC / given.x_BTSC.abs().sum(-1, keepdim=True)
+    x[..., 0, :] *= 100
+    module = reducer("sta", T, 6)
+    _, who = module(Tokens(x, given.size_BTS, given.position_BTS3))
+    for b in range(B):
+        clip = [[(v, 1.0, [0.0] * 3) for v in frame] for frame in x[b].tolist()]
+        stay = [next(iter(weights)) for window in naive_sta(module, clip, None) for weights, _ in window]
+        assert (who.meta[b] % S).tolist() == stay
