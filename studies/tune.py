@@ -1,32 +1,33 @@
-"""Trained: plain, STTM and every baseline at equal multiply-adds, from the same models, by the same recipe and steps.
+"""Tune: plain, STTM and every baseline at equal multiply-adds, put into the same trained models and tuned alike.
 
 How to run, from the project's root (what is done is not done again):
-    python studies/trained.py run
+    python studies/tune.py run
 """
 
 from __future__ import annotations
 
-from runs import Entry, main, path_of, rows_of, trained
-from tables import LEGEND, Group, Row, difference, groups, markdown, origin, plot
+from harness.runs import folder_of, main, rows_of, tuned
+from harness.tables import LEGEND, Group, Row, difference, groups, markdown, origin, plot
 
 HALF = ("sttm", "random", "pool", "tome", "frames", "patchmerger", "tokenlearner", "evit", "sta", "dpcknn")
 ALL = ("sttm", "random", "pool", "tome", "dpcknn", "sta")  # the last two are the best of the others at 0.5
 ENTRIES = [
-    Entry(),
-    *(Entry(method, 0.5) for method in HALF),
-    *(Entry(method, compute) for compute in (0.62, 0.35) for method in ALL),
+    {},
+    *(dict(method=method, compute=0.5) for method in HALF),
+    *(dict(method=method, compute=compute) for compute in (0.62, 0.35) for method in ALL),
 ]
-SHORT = ("data set", "compute", "plain", "STTM", "STTM less plain", "best baseline", "STTM less it", "errors over its")
-HEADS = ("method", "GMACs", "seeds", "top-1 (%)", "less plain", "STTM less it", "STTM's errors over its")
+SHORT = ("dataset", "compute", "plain", "STTM", "delta vs plain", "best baseline", "STTM vs baseline", "error ratio")
+HEADS = ("method", "GMACs", "seeds", "top-1 (%)", "delta vs plain", "STTM vs method", "error ratio")
 
 
 def report(scale: str, split: str) -> None:
-    """results/trained.md and trained.png."""
-    rows = rows_of("trained", scale, split)
+    """Write results/tune/table.md and plot.png."""
+    rows = rows_of("tune", scale, split)
     sections = [
-        "Plain, STTM and its baselines at equal multiply-adds: put into the same plain models and tuned alike.",
+        "Plain, STTM and its baselines at equal multiply-adds: put into the same plain models and tuned alike. "
+        "Error ratio: the errors of STTM over those of the method in the row.",
         LEGEND,
-        origin(rows, "python studies/trained.py run"),
+        origin(rows, "python studies/tune.py run"),
     ]
     sections += ["### In short", markdown(SHORT, _in_short(rows))]
     for (dataset,), of_set in groups(rows, "dataset").items():
@@ -35,12 +36,13 @@ def report(scale: str, split: str) -> None:
             if compute == 1.0:
                 continue
             sections += [f"### {dataset}, compute {compute:g}", _table(at_compute.rows, plain)]
-    path_of("trained", scale, split, "md").write_text("\n\n".join(sections) + "\n")
-    plot(path_of("trained", scale, split, "png"), rows)
+    folder = folder_of("tune", scale, split)
+    (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    plot(folder / "plot.png", rows)
 
 
 def _in_short(rows: list[Row]) -> list[tuple[str, ...]]:
-    """STTM beside plain and beside the best of its baselines, on each data set at each compute."""
+    """Return STTM beside plain and beside the best of its baselines, on each dataset at each compute."""
     found, lines = groups(rows, "dataset", "compute", "method"), []
     for (dataset, compute, method), ours in sorted(found.items(), key=lambda entry: (entry[0][0], -entry[0][1])):
         plain = found.get((dataset, 1.0, "plain"))
@@ -73,4 +75,4 @@ def _line(name: str, group: Group, plain: Group | None, ours: Group | None) -> t
 
 
 if __name__ == "__main__":
-    main("trained", __doc__, ENTRIES, trained, report)
+    main("tune", __doc__, ENTRIES, tuned, report)

@@ -1,4 +1,4 @@
-"""Variants of the merger that the ablation sets beside it, and the ways of finding meta tokens that lost to novelty."""
+"""Variants of the merger for the ablation, and the selectors of meta tokens that lost to novelty."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
 
 
 class WithoutMotion(TokenMerger):
-    """Slots are averages and nothing more, as off the shelf."""
+    """Add no motion feature: slots are averages, as off the shelf."""
 
     def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         return z_BFMC
 
 
-class SureOrNot(TokenMerger):
-    """A place on a path counts in full, however unsure."""
+class WithoutConfidence(TokenMerger):
+    """Weigh every place on a path alike, however uncertain it is."""
 
     def _path(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         path_BFMT2, sure_BFMT1 = super()._path(*given)
@@ -35,21 +35,21 @@ class SureOrNot(TokenMerger):
 
 
 class SelectionOnly(TokenMerger):
-    """Slots are their meta tokens, and all other tokens are dropped."""
+    """Keep the meta tokens and drop all other tokens."""
 
     def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         return torch.zeros_like(cosine_BFML).scatter(3, meta_BFM[..., None], 1.0)
 
 
 class Soft(TokenMerger):
-    """Tokens spread themselves over the objects, by the softmax of their cosines over SOFT."""
+    """Assign tokens softly: the softmax of their cosines over SOFT."""
 
     def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         return (cosine_BFML / SOFT).softmax(2)
 
 
 class Residual(TokenMerger):
-    """Slots start as their meta tokens, bit for bit; a linear map, zero at first, adds what was fused."""
+    """Start slots as their meta tokens; a linear map that starts at zero adds the fused tokens."""
 
     def setup(self) -> None:
         super().setup()
@@ -69,8 +69,8 @@ class Residual(TokenMerger):
         return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
 
 
-class CoverageFinder(StrideSelector):
-    """Half of the meta tokens on a regular stride, the other half where those represent the window worst."""
+class CoverageSelector(StrideSelector):
+    """Choose half of the meta tokens on a regular stride, the others where those represent the window worst."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
         seeds = (self.count + 1) // 2
@@ -84,8 +84,8 @@ class CoverageFinder(StrideSelector):
         return super().macs(windows, length, width) + windows * length * ((self.count + 1) // 2) * width
 
 
-class RandomFinder(StrideSelector):
-    """Meta tokens at random while training, on a regular stride in testing."""
+class RandomSelector(StrideSelector):
+    """Choose meta tokens at random in training, on a regular stride in evaluation."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
         if not self.training:
@@ -93,8 +93,8 @@ class RandomFinder(StrideSelector):
         return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(self.count).indices
 
 
-class SaliencyFinder(StrideSelector):
-    """Meta tokens by a learned score, with Gumbel noise while training; `gate` is one and carries the gradient to it.
+class SaliencySelector(StrideSelector):
+    """Choose meta tokens by a learned score, with Gumbel noise in training; `gate_BFM` is 1 and carries the gradient.
 
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017; Kool, van Hoof, Welling,
     "Stochastic Beams and Where to Find Them", ICML 2019 (Gumbel top-k).
@@ -119,60 +119,60 @@ class SaliencyFinder(StrideSelector):
 
 
 class Saliency(TokenMerger):
-    """Meta tokens by a learned score."""
+    """Choose meta tokens by a learned score."""
 
     def setup(self) -> None:
         super().setup()
-        self.selector = SaliencyFinder(self.dim, self.tokens, self.length)
+        self.selector = SaliencySelector(self.dim, self.tokens, self.length)
 
     def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
         gate_BFM1 = self.selector.gate_BFM[..., None].to(z_BFMC.dtype)
         return super()._motion(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
 
 
-class SizesUnweighed(TokenMerger):
-    """Every slot counts alike in attention and pooling."""
+class WithoutSizeWeights(TokenMerger):
+    """Weigh every slot alike in attention and pooling."""
 
     spec = replace(TokenMerger.spec, sized=False)
 
 
-#: Mergers that differ, spec and arguments of sttm.apply that do.
+#: Variants that are a merger of their own; below, those that are arguments of sttm.apply.
 MERGERS: dict[str, type[TokenMerger]] = {
-    "without motion": WithoutMotion,
-    "sure or not": SureOrNot,
-    "selection only": SelectionOnly,
+    "no-motion": WithoutMotion,
+    "no-path-confidence": WithoutConfidence,
+    "selection-only": SelectionOnly,
     "soft": Soft,
     "residual": Residual,
     "saliency": Saliency,
-    "sizes unweighed": SizesUnweighed,
+    "no-size-weights": WithoutSizeWeights,
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "within a frame": {"window": 1},
-    "over time only": {"window": 2, "layers": [0], "selector": "first frame"},
-    "window of the clip": {"window": 4},
-    "before block 0": {"layers": [0]},
-    "before block 1": {"layers": [1]},
-    "before blocks 1, 2, 3": {"layers": [1, 2, 3]},
+    "space-only": {"window": 1},
+    "time-only": {"window": 2, "layers": [0], "selector": "first frame"},
+    "clip-window": {"window": 4},
+    "block-0": {"layers": [0]},
+    "block-1": {"layers": [1]},
+    "blocks-1-2-3": {"layers": [1, 2, 3]},
     "stride": {"selector": "stride"},
     "coverage": {"selector": "coverage"},
-    "random": {"selector": "random"},
+    "random-selector": {"selector": "random"},
 }
 
 
-class FirstFrameFinder(StrideSelector):
-    """The tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
+class FirstFrameSelector(StrideSelector):
+    """Choose tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
 
     def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
         first = max(self.count, position_BFL3.shape[2] // 2)
         return self.order(position_BFL3)[..., regular_picks(first, self.count)]
 
 
-SELECTORS |= {"coverage": CoverageFinder, "random": RandomFinder, "first frame": FirstFrameFinder}
+SELECTORS |= {"coverage": CoverageSelector, "random": RandomSelector, "first frame": FirstFrameSelector}
 METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
 
 
 def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:
-    """Puts a method into a model, in that variant."""
+    """Put a method into a model, in a variant of it; plain stays as it is."""
     if method == "plain":
         return
     name = f"{method}, {variant}" if variant in MERGERS else method
