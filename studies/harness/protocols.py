@@ -9,6 +9,7 @@ split once, at the end.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,14 +72,17 @@ def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
     data = {split: clips.head(limit) if limit else clips for split, clips in data.items()}
     model = protocol.start(run.seed, len(data["train"].names))
     put_in(model, run.method, run.compute, run.variant, learned=True)
-    recipe, curve = recipe_of(run, len(data["train"])), []
+    recipe, curve, validating = recipe_of(run, len(data["train"])), [], 0.0
     per_epoch = max(1, len(data["train"]) // recipe.batch)
 
     def after_step(step: int) -> None:
+        nonlocal validating
         if (step + 1) % per_epoch == 0 or step + 1 == recipe.steps:
+            started = time.perf_counter()
             curve.append(round(_top1(model, data["validation"], run.frames), 4))
+            validating += time.perf_counter() - started
 
-    seconds = fit(model, data["train"], run.frames, run.seed, recipe, after_step=after_step)
+    seconds = fit(model, data["train"], run.frames, run.seed, recipe, after_step=after_step) - validating
     clips = data[run.split]
     predicted = predict(model, clips, run.frames)
     return run.row(
@@ -170,7 +174,8 @@ def report(study: str, scale: str, split: str) -> None:
             if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
                 sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
     (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    plot(folder / "plot.png", [row for row in rows if not row["variant"] and row["epochs"] == EPOCHS])
+    same = [row for row in rows if all(row[key] == rows[0][key] for key in ("variant", "optimizer", "epochs"))]
+    plot(folder / "plot.png", same)
     plot_curves(folder / "curves.png", rows)
 
 
