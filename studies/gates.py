@@ -29,16 +29,16 @@ from torch import Tensor, nn
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.backbones.base import Ledger, Page, Seat
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.selectors import ZOrder
-from sttm.merging.tokens import grid_positions
-from sttm.patching.api import install
-from sttm.patching.edits import Patch
+from sttm.merging.tokens import MergeMap, Tokens, grid_positions
+from sttm.patching.api import _Installation, install
+from sttm.patching.edits import Edits
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.schedule import make_plan
 from sttm.patching.search import TOLERANCE
+from sttm.patching.state import Key
 
 VARIANT = "learned-gates"
 COMPUTES = (0.5, 0.35)
@@ -50,6 +50,15 @@ SLOPES = (1 / 4, 1 / 16)  # over which share of the tokens a gate goes from one 
 TINY = 1e-5  # size of a token that is beyond the count
 MERGES = 0.05  # a gate that removes at least this share of the tokens becomes a merger
 WINDOW = 2  # frames that the first merger joins, as in the schedule
+
+
+class Gate(nn.Module):
+    """Stand where a merger would, keep every token, and give it the size in `size_BTS`."""
+
+    size_BTS: Tensor
+
+    def forward(self, tokens: Tokens, mapped: bool = False) -> tuple[Tokens, MergeMap | None]:
+        return replace(tokens, size_BTS=self.size_BTS), None
 
 
 class Gated(nn.Module):
@@ -65,11 +74,11 @@ class Gated(nn.Module):
         self.grid = self.backbone.grid(model, self.clip)
         T, S, depth = self.grid.frames, self.grid.tokens, len(self.backbone.blocks(model))
         self.budget = compute * sttm.macs(model)
-        self.ledger = Ledger(depth)
-        seats = [Seat(block, block, T, S) for block in range(depth)]
-        self.backbone.weigh_by_size(Patch(), model, seats, self.ledger)
-        self.register_buffer("position_TS3", grid_positions(T, self.grid.height, self.grid.width))
-        self.register_buffer("rank_N", nested_ranks(self.position_TS3.flatten(0, 1)))
+        kept = tuple(MergerPlan(block, T, S, T, S) for block in range(depth))
+        every = replace(make_plan(self.backbone, model, 1.0), mergers=kept)
+        self.gates: list[Gate] = [Gate() for _ in range(depth)]  # modules of the model's blocks
+        _Installation(self.backbone, model, every, Edits(), Key()).run(list(self.gates))
+        self.register_buffer("rank_N", nested_ranks(grid_positions(T, self.grid.height, self.grid.width).flatten(0, 1)))
         self.logit_L = nn.Parameter(torch.zeros(depth))
         self._start_even()
 
@@ -100,11 +109,10 @@ class Gated(nn.Module):
         B, N, T = len(pixels_BT3HW), len(self.rank_N), self.grid.frames
         turn_B1 = torch.rand(B, 1, device=self.rank_N.device) * N * self.training
         rank_BN = (self.rank_N + turn_B1) % N
-        for block, count in enumerate(self.counts()):
+        for gate, count in zip(self.gates, self.counts(), strict=True):
             # From one to nothing along a slope through the count; at a count of N all are one.
             mask_BN = (count / N + (count - rank_BN) / (self.slope * N)).clamp(TINY, 1)
-            position_BTS3 = self.position_TS3.expand(B, -1, -1, -1)
-            self.ledger.write(block, Page(mask_BN.unflatten(1, (T, -1)), position_BTS3, self.grid.prefix), None)
+            gate.size_BTS = mask_BN.unflatten(1, (T, -1))
         return self.model(pixels_BT3HW)
 
     def to_budget(self) -> None:

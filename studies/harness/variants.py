@@ -30,8 +30,8 @@ class WithoutConfidence(TokenMerger):
     """Weigh every place on a path alike, however uncertain it is."""
 
     def _path(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        path_BFMT2, sure_BFMT1 = super()._path(*given)
-        return path_BFMT2, torch.ones_like(sure_BFMT1)
+        path_BFMT2, certainty_BFMT1 = super()._path(*given)
+        return path_BFMT2, torch.ones_like(certainty_BFMT1)
 
 
 class SelectionOnly(TokenMerger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from sttm.data.datasets.video_set import read_split
 from sttm.errors import SttmError
-from sttm.synth.videos import encode
+from sttm.synth.videos import CLASSES, SynthSettings, encode
 
 WORDS = [("at", "train"), ("blue", "train"), ("a", "train"), ("at", "validation"), ("blue", "test"), ("b", "test")]
 
@@ -120,3 +121,17 @@ def test_splits_share_no_group(
         rows = {str(folder / row["path"]): row for row in csv.DictReader(file)}
     groups = [{tuple(rows[video.path][key] for key in group) for video in found.videos} for found in sets]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+
+
+@pytest.mark.parametrize("kind", ["motion", "scene"])
+def test_synthetic_datasets_are_made_and_read_back(data: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SynthSettings(kind=kind, clips=40, seed=0, frames=16, size=48, train=0.5, validation=0.25, test=0.25)
+    wanted = replace(data.DATASETS[kind], synthetic=small)
+    monkeypatch.setitem(data.DATASETS, kind, wanted)
+    sets = [data.clip_set(kind, split, 48) for split in data.SPLITS]
+    assert [len(found) for found in sets] == [20, 10, 10]
+    assert (
+        all(sorted(found.names) == sorted(CLASSES[kind]) for found in sets) and len(set(sets[0].classes.tolist())) > 10
+    )
+    settings = data.data_settings(kind)
+    assert read_split(settings, "train").direction_sensitive == (kind == "motion")

@@ -40,7 +40,8 @@ def command(protocols: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
 def test_an_interrupted_study_goes_on_where_it_stopped(
     protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, made, whole = tmp_path / "results" / "scratch", [], protocols.work
+    folder, whole = tmp_path / "results" / "scratch", protocols.work
+    made: list[tuple[str, int]] = []
 
     def work(protocol: Any, run: Any, limit: int | None = None) -> Any:
         if len(made) == 2:
