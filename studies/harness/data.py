@@ -226,7 +226,7 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (len(videos.videos), frames, 3, edge, edge))
     for number, video in enumerate(videos.videos):
         (clip,) = video.read(preprocess.sampling)
-        pixels[number] = preprocess.cut(clip.frames_TCHW)[0].numpy()
+        pixels[number] = preprocess.resize_and_crop(clip.frames_TCHW)[0].numpy()
     pixels.flush()
     sample = pixels[:: max(1, len(pixels) // 500)]
     classes, names = np.array([video.label for video in videos.videos]), np.array(videos.classes)

@@ -100,7 +100,11 @@ def _drawn(job: tuple[str, int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
     if kind == "motion":
         clip, _ = design(kind, index, seed, frames=FRAMES, size=112)
         look = clip.looks["target"]
-        names = (list(SHAPES).index(look.shape), list(TEXTURES).index(look.texture), list(BACKDROPS).index(clip.backdrop))
+        names = (
+            list(SHAPES).index(look.shape),
+            list(TEXTURES).index(look.texture),
+            list(BACKDROPS).index(clip.backdrop),
+        )
         targets |= {"tracks": track_targets(clip.tracks), "names": np.array(names, np.int64)}
     return pictures, targets
 
