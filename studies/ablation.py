@@ -1,4 +1,4 @@
-"""Ablation: the learned merger with one thing changed at a time, all trained alike.
+"""Ablation: the learned merger with one thing changed at a time, all tuned alike.
 
 All changes at compute 0.5; the motion features also where tokens are more, and fewer.
 
@@ -8,41 +8,45 @@ How to run, from the project's root (what is done is not done again):
 
 from __future__ import annotations
 
-from runs import Entry, main, path_of, rows_of, trained
-from tables import LEGEND, difference, groups, markdown, origin
-from variants import ARGUMENTS, MERGERS
+from harness.runs import folder_of, main, rows_of, tuned
+from harness.tables import LEGEND, difference, groups, markdown, origin
+from harness.variants import ARGUMENTS, MERGERS
 
-EVERYWHERE = ("without motion", "sure or not")
-ENTRIES = [Entry("sttm", compute, variant) for variant in EVERYWHERE for compute in (0.5, 0.62, 0.35)]
-ENTRIES += [Entry("sttm", 0.5, variant) for variant in (*MERGERS, *ARGUMENTS) if variant not in EVERYWHERE]
+EVERYWHERE = ("no-motion", "no-path-confidence")
+ENTRIES = [
+    dict(method="sttm", compute=compute, variant=variant) for variant in EVERYWHERE for compute in (0.5, 0.62, 0.35)
+]
+ENTRIES += [
+    dict(method="sttm", compute=0.5, variant=variant) for variant in (*MERGERS, *ARGUMENTS) if variant not in EVERYWHERE
+]
 #: What each variant changes, for readers.
 TOLD = {
     "": "the merger as it is: novelty, hard; at 0.5 before blocks 1 and 2, first window of two frames",
-    "without motion": "slots are averages, as off the shelf, tuned",
-    "sure or not": "places on a path count in full, however many things look like the object",
-    "selection only": "slots are their meta tokens and their motion; all other tokens are dropped",
+    "no-motion": "slots are averages, as off the shelf, tuned",
+    "no-path-confidence": "all places on a path count alike, however many things look like the object",
+    "selection-only": "slots are their meta tokens and their motion; all other tokens are dropped",
     "soft": "each token spreads itself over the objects (softmax of cosines over 0.1)",
     "residual": "slots start as their meta tokens; a map that starts at zero adds what was fused",
     "saliency": "meta tokens by a learned score",
-    "sizes unweighed": "sizes count neither in attention nor in pooling",
-    "within a frame": "windows of one frame: fusion in space only",
-    "over time only": "slots are the tokens of the first of two frames, before block 0: fusion over time, nearly only",
-    "window of the clip": "one window",
-    "before block 0": "one merger",
-    "before block 1": "one merger",
-    "before blocks 1, 2, 3": "three mergers",
+    "no-size-weights": "sizes count neither in attention nor in pooling",
+    "space-only": "windows of one frame: fusion in space only",
+    "time-only": "slots are the tokens of the first of two frames, before block 0: fusion over time, nearly only",
+    "clip-window": "one window",
+    "block-0": "one merger",
+    "block-1": "one merger",
+    "blocks-1-2-3": "three mergers",
     "stride": "meta tokens on a regular stride",
     "coverage": "half on a stride, half where these represent the window worst",
-    "random": "meta tokens at random while training, on a stride in testing",
+    "random-selector": "meta tokens at random in training, on a stride in evaluation",
 }
 
 
 def report(scale: str, split: str) -> None:
-    """results/ablation.md."""
+    """Write results/ablation/table.md."""
     rows = rows_of("ablation", scale, split)
     changed = {(row["dataset"], row["compute"]) for row in rows}
     rows += [
-        row for row in rows_of("trained", scale, split)
+        row for row in rows_of("tune", scale, split)
         if row["method"] == "sttm" and (row["dataset"], row["compute"]) in changed
     ]  # fmt: skip
     sections = ["The learned merger, one thing changed at a time.", LEGEND,
@@ -51,13 +55,14 @@ def report(scale: str, split: str) -> None:
         found = groups(at_compute.rows, "variant")
         lines = []
         for (variant,), group in sorted(found.items(), key=lambda entry: (entry[0][0] != "", -entry[1].top1)):
-            less = difference(group, found[("",)]) if variant and ("",) in found else None
+            delta = difference(group, found[("",)]) if variant and ("",) in found else None
             lines.append((variant or "**sttm**", TOLD[variant], str(len(group.rows)), group.shown,
-                          less.shown if less else ""))  # fmt: skip
-        heads = ("variant", "what it is", "seeds", "top-1 (%)", "less sttm")
+                          delta.shown if delta else ""))  # fmt: skip
+        heads = ("variant", "what it is", "seeds", "top-1 (%)", "delta vs sttm")
         sections += [f"### {dataset}, compute {compute:g}", markdown(heads, lines)]
-    path_of("ablation", scale, split, "md").write_text("\n\n".join(sections) + "\n")
+    table = folder_of("ablation", scale, split) / "table.md"
+    table.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main("ablation", __doc__, ENTRIES, trained, report)
+    main("ablation", __doc__, ENTRIES, tuned, report)

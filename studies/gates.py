@@ -1,13 +1,13 @@
-"""Learned ratios: gates share out the multiply-adds over the blocks, against the hand schedule at equal multiply-adds.
+"""Learned gates: token counts of the blocks that gates learn, against the schedule at equal multiply-adds.
 
-First the gates: the plain model of a seed trains for GATE_STEPS steps with a gate before every block. A gate takes
-no token away. It makes the tokens beyond its count small in attention and pooling, softly, so that the count itself has
-a gradient. Of that gradient only the part counts that leaves the multiply-adds as they are, and every step ends on the
-budget again (a penalty strong enough to hold it drowns the rest). Which tokens are small is drawn anew for every clip,
-always evenly in space and time. Then the counts freeze into a plan of STTM mergers, which is tuned from the same model
-as all entries of the study `trained`; its STTM is the hand schedule.
+First the gates: the plain model of a seed trains for GATE_STEPS steps with a gate before every block. A gate removes
+no token. It makes the tokens beyond its count small in attention and pooling, softly, so that the count itself has
+a gradient. Only the part of that gradient that leaves the multiply-adds as they are is used, and after every step the
+counts are projected back to the budget (a penalty strong enough to hold it outweighs the loss). Which tokens are small
+is drawn anew for every clip, always evenly in space and time. Then the counts freeze into a plan of STTM mergers, which
+is tuned from the same model as all runs of the study `tune`, whose STTM has the schedule.
 
-How to run, from the project's root, after `python studies/trained.py run --methods sttm`:
+How to run, from the project's root, after `python studies/tune.py run --methods sttm`:
     python studies/gates.py run
 
 Legend: B clips, T token frames, S tokens in a frame, N = T*S tokens, L blocks (each with a gate), K classes.
@@ -15,46 +15,54 @@ Legend: B clips, T token frames, S tokens in a frame, N = T*S tokens, L blocks (
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import arena
 import torch
-from runs import Entry, Row, Run, main, path_of, rows_of
-from tables import LEGEND, Group, difference, groups, markdown, origin
+from harness.pretraining import SCALES, clips_of, plain, tune, tuning_recipe
+from harness.runs import Row, Run, folder_of, main, rows_of, tested
+from harness.tables import LEGEND, Group, difference, groups, markdown, origin
+from harness.training import device, fit, new_model, optimizers_of
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.backbones.base import Ledger, Page, Seat
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.selectors import ZOrder
-from sttm.merging.tokens import grid_positions
-from sttm.patching.api import install
-from sttm.patching.edits import Patch
+from sttm.merging.tokens import MergeMap, Tokens, grid_positions
+from sttm.patching.api import _Installation, install
+from sttm.patching.edits import Edits
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.schedule import make_plan
 from sttm.patching.search import TOLERANCE
+from sttm.patching.state import Key
 
-VARIANT = "learned ratios"
+VARIANT = "learned-gates"
 COMPUTES = (0.5, 0.35)
-ENTRIES = [Entry("sttm", compute, VARIANT) for compute in COMPUTES]
+ENTRIES = [dict(method="sttm", compute=compute, variant=VARIANT) for compute in COMPUTES]
 
 GATE_STEPS = 300
-GATE_RATE = 0.05  # peak, of Adam on the logits of the gates
+GATE_LR = 0.05  # peak, of Adam on the logits of the gates
 SLOPES = (1 / 4, 1 / 16)  # over which share of the tokens a gate goes from one to nothing: at first, at last
 TINY = 1e-5  # size of a token that is beyond the count
-MERGES = 0.05  # a gate that takes at least this share of the tokens becomes a merger
-WINDOW = 2  # frames that the first merger joins, as in the hand schedule
+MERGES = 0.05  # a gate that removes at least this share of the tokens becomes a merger
+WINDOW = 2  # frames that the first merger joins, as in the schedule
+
+
+class Gate(nn.Module):
+    """Stand where a merger would, keep every token, and give it the size in `size_BTS`."""
+
+    size_BTS: Tensor
+
+    def forward(self, tokens: Tokens, mapped: bool = False) -> tuple[Tokens, MergeMap | None]:
+        return replace(tokens, size_BTS=self.size_BTS), None
 
 
 class Gated(nn.Module):
-    """A plain model in which the gate before each block decides how many tokens count from there on.
+    """Wrap a plain model so that the gate before each block decides how many tokens count from there on.
 
     Counts fall with depth: each gate leaves the share sigmoid(logit) of what the gates before it left.
     """
@@ -66,22 +74,22 @@ class Gated(nn.Module):
         self.grid = self.backbone.grid(model, self.clip)
         T, S, depth = self.grid.frames, self.grid.tokens, len(self.backbone.blocks(model))
         self.budget = compute * sttm.macs(model)
-        self.ledger = Ledger(depth)
-        seats = [Seat(block, block, T, S) for block in range(depth)]
-        self.backbone.weigh_by_size(Patch(), model, seats, self.ledger)
-        self.register_buffer("position_TS3", grid_positions(T, self.grid.height, self.grid.width))
-        self.register_buffer("rank_N", nested_ranks(self.position_TS3.flatten(0, 1)))
+        kept = tuple(MergerPlan(block, T, S, T, S) for block in range(depth))
+        every = replace(make_plan(self.backbone, model, 1.0), mergers=kept)
+        self.gates: list[Gate] = [Gate() for _ in range(depth)]  # modules of the model's blocks
+        _Installation(self.backbone, model, every, Edits(), Key()).run(list(self.gates))
+        self.register_buffer("rank_N", nested_ranks(grid_positions(T, self.grid.height, self.grid.width).flatten(0, 1)))
         self.logit_L = nn.Parameter(torch.zeros(depth))
         self._start_even()
 
     def counts(self) -> Tensor:
-        """How many tokens count in each block: [L], real numbers."""
+        """Return how many tokens count in each block: [L], real numbers."""
         return len(self.rank_N) * self.logit_L.sigmoid().cumprod(0)
 
     def macs(self) -> Tensor:
-        """Multiply-adds of one clip, were the counts frozen: all formulas are polynomials, so they take real counts.
+        """Return the multiply-adds of one clip with those counts: the formulas are polynomials and take real numbers.
 
-        A gate that takes less than MERGES needs a merger only in part, which lets the cost of a merger push it away.
+        A gate that removes less than MERGES needs a merger only in part, which lets the cost of a merger push it away.
         """
         T, S = self.grid.frames, self.grid.tokens
         with torch.device("meta"):
@@ -96,20 +104,19 @@ class Gated(nn.Module):
             before = after
         return total
 
-    def forward(self, pixels_BT3HW: Tensor) -> Tensor:
-        """Logits [B K]. While training, a turn of the ranks gives every token of every clip any rank by chance."""
+    def forward(self, pixels_BT3HW: Tensor) -> Any:
+        """Return the model's output. In training a random rotation of the ranks gives any token of a clip any rank."""
         B, N, T = len(pixels_BT3HW), len(self.rank_N), self.grid.frames
         turn_B1 = torch.rand(B, 1, device=self.rank_N.device) * N * self.training
         rank_BN = (self.rank_N + turn_B1) % N
-        for block, count in enumerate(self.counts()):
+        for gate, count in zip(self.gates, self.counts(), strict=True):
             # From one to nothing along a slope through the count; at a count of N all are one.
             mask_BN = (count / N + (count - rank_BN) / (self.slope * N)).clamp(TINY, 1)
-            position_BTS3 = self.position_TS3.expand(B, -1, -1, -1)
-            self.ledger.write(block, Page(mask_BN.unflatten(1, (T, -1)), position_BTS3, self.grid.prefix), None)
-        return self.model(pixels_BT3HW).logits
+            gate.size_BTS = mask_BN.unflatten(1, (T, -1))
+        return self.model(pixels_BT3HW)
 
     def to_budget(self) -> None:
-        """Moves the logits to the budget by the shortest way, `across_L`, on which no gradient is to move them."""
+        """Project the logits to the budget, along `across_L`; no gradient may move them in that direction."""
         for _ in range(3):
             miss = self.macs() / self.budget - 1
             (slope_L,) = torch.autograd.grad(miss, self.logit_L)
@@ -117,13 +124,13 @@ class Gated(nn.Module):
         self.across_L = slope_L / slope_L.norm()
 
     def along_budget(self, logit_L: nn.Parameter) -> None:
-        """Leaves of the gradient the part that keeps the multiply-adds as they are."""
+        """Keep only the part of the gradient that leaves the multiply-adds as they are."""
         assert logit_L.grad is not None
         logit_L.grad -= (logit_L.grad @ self.across_L) * self.across_L
 
     @torch.no_grad()
     def _start_even(self) -> None:
-        """All gates take the same share, and the budget is met."""
+        """Set all gates to the same share, so that the budget is met."""
         low, high = -10.0, 10.0
         for _ in range(30):
             self.logit_L.fill_((low + high) / 2)
@@ -131,9 +138,9 @@ class Gated(nn.Module):
 
 
 def nested_ranks(position_N3: Tensor) -> Tensor:
-    """A rank for every token, such that the first few of any number lie evenly in space and time: float [N].
+    """Return a rank for every token, such that the first few of any number lie evenly in space and time: float [N].
 
-    Those of a regular order whose numbers, read backwards in binary, are smallest (van der Corput).
+    The ranks are the bit-reversed places in a regular order (van der Corput).
     """
     order_N = ZOrder()(position_N3[None, None])[0, 0]
     bits = (len(order_N) - 1).bit_length()
@@ -144,32 +151,27 @@ def nested_ranks(position_N3: Tensor) -> Tensor:
 
 
 def learn(run: Run) -> dict[str, Any]:
-    """Trains gates and model together; the counts found, and what that took."""
-    steps = GATE_STEPS
-    started = time.perf_counter()
-    model = arena.plain(run.seed, run.dataset, run.scale, run.entry.frames)
-    gated = Gated(model, run.entry.compute).to(arena.device()).train()
+    """Train gates and model together; return the counts found, and what that took."""
+    gated = Gated(plain(run.seed, run.dataset, run.scale, run.frames), run.compute).to(device()).train()
     gated.to_budget()
     gated.logit_L.register_post_accumulate_grad_hook(gated.along_budget)
-    gate_optimizer = torch.optim.Adam([gated.logit_L], lr=GATE_RATE, betas=(0.9, 0.98))
-    gate_optimizer.param_groups[0]["peak"] = GATE_RATE
-    optimizers = [*arena.optimizers_of(gated.model, arena.tuning_rates(run.scale)), gate_optimizer]
-    torch.manual_seed(run.seed)
-    for step in range(steps):
-        pixels_BT3HW, classes_B = arena.batch(run.dataset, run.seed, run.scale, run.entry.frames, step)
-        gated.slope = SLOPES[0] + (SLOPES[1] - SLOPES[0]) * step / steps
-        with arena.autocast():
-            logits_BK = gated(pixels_BT3HW)
-        loss = cross_entropy(logits_BK.float(), classes_B)
-        arena.advance(loss, optimizers, gated, arena.shape_of_rate(step, steps))
+    recipe = replace(tuning_recipe(run.dataset, run.scale), steps=GATE_STEPS)
+    gate_optimizer = torch.optim.Adam([gated.logit_L], lr=GATE_LR, betas=(0.9, 0.98))
+    optimizers = [*optimizers_of(gated.model, recipe.lrs), gate_optimizer]
+
+    def after_step(step: int) -> None:
         gated.to_budget()
+        gated.slope = SLOPES[0] + (SLOPES[1] - SLOPES[0]) * (step + 1) / GATE_STEPS
+
+    clips = clips_of(run.dataset, "train", run.scale)
+    seconds = fit(gated, clips, run.frames, run.seed, recipe, optimizers=optimizers, after_step=after_step)
     with torch.no_grad():
         miss, counts = (gated.macs() / gated.budget - 1).item(), [round(count, 2) for count in gated.counts().tolist()]
-    return dict(counts=counts, miss=round(miss, 4), steps=steps, seconds=round(time.perf_counter() - started, 1))
+    return dict(counts=counts, miss=round(miss, 4), steps=GATE_STEPS, seconds=round(seconds, 1))
 
 
 def frozen(model: nn.Module, counts: Sequence[float], compute: float) -> Plan:
-    """The plan of STTM mergers with those counts, all in proportion, and the last filled up to the budget."""
+    """Return the plan of STTM mergers with those counts, scaled alike; the last one gets what the budget leaves."""
     backbone = backbone_of(model)
     hand = make_plan(backbone, model, compute, "sttm", learned=True)
     grid = backbone.grid(model, hand.clip_shape)
@@ -202,20 +204,19 @@ def frozen(model: nn.Module, counts: Sequence[float], compute: float) -> Plan:
     return replace(hand, compute=after / hand.macs_before, macs_after=after, mergers=mergers)
 
 
-def worked(run: Run) -> Row:
-    """The gate phase; then its plan in the plain model as it was, tuned and tested as every entry is."""
+def work(run: Run) -> Row:
+    """Learn the gates; then put their plan into the plain model as it was, tune it and test it as every run is."""
     gates = learn(run)
-    model = arena.plain(run.seed, run.dataset, run.scale, run.entry.frames)
-    plan = frozen(model, gates["counts"], run.entry.compute)
+    model = plain(run.seed, run.dataset, run.scale, run.frames)
+    plan = frozen(model, gates["counts"], run.compute)
     install(model, plan)
-    seconds = arena.tune(model, run.dataset, run.seed, run.scale, run.entry.frames)
-    right = arena.answers(model, run.dataset, run.split, run.scale, run.entry.frames)
-    row = run.row(model, right, arena.SCALES[run.scale].tuning[run.dataset], seconds)
-    return row | dict(gates=gates, kept=kept(plan, len(gates["counts"])))
+    seconds = tune(model, run.dataset, run.seed, run.scale, run.frames)
+    steps = tuning_recipe(run.dataset, run.scale).steps
+    return tested(run, model, steps, seconds, gates=gates, tokens=tokens_of(plan, len(gates["counts"])))
 
 
-def kept(plan: Plan, depth: int) -> list[int]:
-    """Tokens that each block of a plan sees."""
+def tokens_of(plan: Plan, depth: int) -> list[int]:
+    """Return the tokens that each block of a plan gets."""
     seen = [plan.mergers[0].frames_before * plan.mergers[0].tokens_before] * depth
     for merger in plan.mergers:
         seen[merger.layer :] = [merger.frames * merger.tokens] * (depth - merger.layer)
@@ -223,42 +224,43 @@ def kept(plan: Plan, depth: int) -> list[int]:
 
 
 def report(scale: str, split: str) -> None:
-    """results/gates.md."""
+    """Write results/gates/table.md."""
     rows = rows_of("gates", scale, split)
-    hands = [row for row in rows_of("trained", scale, split) if row["method"] == "sttm" and not row["variant"]]
-    by_hand = groups(hands, "dataset", "compute")
+    others = [row for row in rows_of("tune", scale, split) if row["method"] == "sttm" and not row["variant"]]
+    scheduled = groups(others, "dataset", "compute")
     steps = ", ".join(sorted({str(row["gates"]["steps"]) for row in rows}))
     sections = [
-        "STTM with token counts that gates learned, against the hand schedule, trained alike at equal multiply-adds. "
-        f"The learned counts cost extra training, which the hand schedule does not: {steps} steps of batch "
-        f"{arena.SCALES[scale].batch} for the gates, through a model that keeps all of its tokens, "
-        f"before the steps that both get (results/trained.md).",
+        "STTM with token counts that gates learned, against the schedule, tuned alike at equal multiply-adds. "
+        f"The learned counts cost extra training, which the schedule does not: {steps} steps of batch "
+        f"{SCALES[scale].batch} for the gates, through a model that keeps all of its tokens, "
+        f"before the steps that both get (results/tune/table.md).",
         LEGEND,
-        origin([*rows, *hands], "python studies/gates.py run"),
+        origin([*rows, *others], "python studies/gates.py run"),
     ]
     for (dataset, compute), group in groups(rows, "dataset", "compute").items():
-        hand = by_hand.get((dataset, compute))
-        less = hand and difference(group, hand)
-        lines = [(VARIANT, f"{group.gmacs:.4f}", str(len(group.rows)), group.shown, less.shown if less else "")]
-        lines += [("hand schedule", f"{hand.gmacs:.4f}", str(len(hand.rows)), hand.shown, "")] if hand else []
-        accuracy = markdown(("counts", "GMACs", "seeds", "top-1 (%)", "less the hand schedule"), lines)
+        ours = scheduled.get((dataset, compute))
+        delta = ours and difference(group, ours)
+        lines = [(VARIANT, f"{group.gmacs:.4f}", str(len(group.rows)), group.shown, delta.shown if delta else "")]
+        lines += [("schedule", f"{ours.gmacs:.4f}", str(len(ours.rows)), ours.shown, "")] if ours else []
+        accuracy = markdown(("counts", "GMACs", "seeds", "top-1 (%)", "delta vs schedule"), lines)
         sections += [f"### {dataset}, compute {compute:g}", accuracy, _counts(group, scale, compute)]
-    path_of("gates", scale, split, "md").write_text("\n\n".join(sections) + "\n")
+    table = folder_of("gates", scale, split) / "table.md"
+    table.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def _counts(group: Group, scale: str, compute: float) -> str:
-    """Tokens in each block: what the gates ended with, what they froze to, and the hand schedule's."""
-    depth = arena.SCALES[scale].depth
+    """Return the table of tokens in each block: of the gates at the end, of the frozen plan, and of the schedule."""
+    depth = SCALES[scale].shape.depth
     lines = []
     for seed, row in group.seeds.items():
         gates = row["gates"]
         lines.append((f"gates, seed {seed}", *(f"{count:.0f}" for count in gates["counts"]), f"{gates['miss']:+.1%}"))
-        lines.append((f"frozen, seed {seed}", *map(str, row["kept"]), ""))
-    model = arena.new_model(scale, 1, group.rows[0]["frames"])
+        lines.append((f"frozen, seed {seed}", *map(str, row["tokens"]), ""))
+    model = new_model(replace(SCALES[scale].shape, frames=group.rows[0]["frames"]), 1)
     hand = make_plan(backbone_of(model), model, compute, "sttm", learned=True)
-    lines.append(("hand schedule", *map(str, kept(hand, depth)), ""))
+    lines.append(("schedule", *map(str, tokens_of(hand, depth)), ""))
     return markdown(("tokens in", *(f"block {block}" for block in range(depth)), "multiply-adds off budget"), lines)
 
 
 if __name__ == "__main__":
-    main("gates", __doc__, ENTRIES, worked, report)
+    main("gates", __doc__, ENTRIES, work, report)

@@ -1,10 +1,9 @@
-"""Shows that made videos are of the kinds they claim: what a model learns of each from frames in order, from the same
-frames shuffled, and from one frame alone.
+"""Check that synthetic videos are of the kinds they claim: what a model learns of each from ordered frames, from the
+same frames shuffled, and from one frame alone.
 
-*motion* must be learnt in order only, *scene* from one frame too. The model is the bundled plain one, which has learnt
-to see everything in these videos; it is trained further on what it is allowed to see, with a new head, the same steps
-for all. Frames are shuffled, or the one frame is chosen, anew for every clip and step. Top-1 is over clips that no
-training saw.
+*motion* must be learnable from ordered frames only, *scene* from one frame too. The model is the bundled plain one; it
+is trained further on what it is allowed to see, with a new head, the same steps for all. Frames are shuffled, or the
+one frame is chosen, anew for every clip and step. Top-1 is over clips that no training saw.
 
 How to run, from the project's root (finished runs are not run again):
     python studies/kinds.py
@@ -14,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from harness.data import CACHE
+from harness.runs import RESULTS
+from harness.training import autocast, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -29,17 +29,16 @@ from sttm.evaluation.metrics import Accuracy
 from sttm.models import resolve
 from sttm.synth.videos import CLASSES, render
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results" / "kinds.json"
-START, BATCH, RATE, SEED = "sttm-motion-plain", 32, 1e-3, 7
+FIGURES = RESULTS / "kinds" / "figures.json"
+START, BATCH, LR, SEED = "sttm-motion-plain", 32, 1e-3, 7
 VIEWS = ("ordered", "shuffled", "one frame")
 
 
-def pictures(kind: str, clips: int, cache: Path, preprocess: Preprocess) -> tuple[np.ndarray, Tensor]:
-    """Pixels [N, T, 3, H, W] in half precision and classes [N] of clips drawn straight into memory."""
-    path = cache / f"{kind}-{clips}.npy"
+def pictures(kind: str, clips: int, preprocess: Preprocess) -> tuple[np.ndarray, Tensor]:
+    """Return pixels [N, T, 3, H, W] in half precision and classes [N] of clips drawn straight into memory."""
+    path = CACHE / "kinds" / f"{kind}-{clips}.npy"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         drawn = [
             preprocess(torch.from_numpy(render(kind, index, SEED)[0]).permute(0, 3, 1, 2))[0].half().numpy()
             for index in range(clips)
@@ -49,7 +48,7 @@ def pictures(kind: str, clips: int, cache: Path, preprocess: Preprocess) -> tupl
 
 
 def seen(clips: np.ndarray, view: str, rng: np.random.Generator) -> Tensor:
-    """The clips as one view shows them: [B, T, 3, H, W]."""
+    """Return the clips as one view shows them: [B, T, 3, H, W]."""
     shown = []
     for clip in clips:
         if view == "shuffled":
@@ -60,30 +59,24 @@ def seen(clips: np.ndarray, view: str, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.stack(shown)).float()
 
 
-def run(kind: str, view: str, clips: int, steps: int, cache: Path) -> dict[str, object]:
-    """Trains one model on one view and counts what it gets right of clips it has not seen."""
+def run(kind: str, view: str, clips: int, steps: int) -> dict[str, object]:
+    """Train one model on one view and count what it gets right of clips it has not seen."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    pixels, classes = pictures(kind, clips, cache, Preprocess.from_folder(resolve(START)))
+    pixels, classes = pictures(kind, clips, Preprocess.from_folder(resolve(START)))
     known = clips * 4 // 5
-    model = sttm.load(START).train()
+    model = sttm.load(START)
     model.set_attn_implementation("eager")  # at this size the faster one on a CPU
     model.classifier = nn.Linear(model.config.hidden_size, len(CLASSES[kind]))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    started = time.perf_counter()
-    for step in range(steps):
+
+    def loss_of_step(step: int) -> Tensor:
         indices = np.sort(rng.choice(known, BATCH, replace=False))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits = model(seen(pixels[indices], view, rng)).logits
-        loss = cross_entropy(logits.float(), classes[indices])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"{kind} {view} {step}/{steps} loss {loss.item():.3f}", flush=True)
+        return cross_entropy(logits.float(), classes[indices])
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
+    seconds = train(model, loss_of_step, steps, [optimizer])
     model.eval()
     counted = Accuracy()
     with torch.no_grad():
@@ -92,7 +85,7 @@ def run(kind: str, view: str, clips: int, steps: int, cache: Path) -> dict[str, 
     return dict(
         kind=kind, view=view, top1=counted.share, interval=counted.interval, chance=1 / len(CLASSES[kind]),
         clips=counted.total, trained_on=known, steps=steps, seed=SEED, start=START,
-        seconds=round(time.perf_counter() - started), machine=machine(torch.device("cpu")),
+        seconds=round(seconds), machine=machine(torch.device("cpu")),
     )  # fmt: skip
 
 
@@ -100,17 +93,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--cache", type=Path, default=ROOT / "cache" / "kinds")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    RESULTS.parent.mkdir(exist_ok=True)
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
     for kind in ("motion", "scene"):
         for view in VIEWS:
             if any((row["kind"], row["view"], row["steps"]) == (kind, view, options.steps) for row in rows):
                 continue
-            rows.append(run(kind, view, options.clips, options.steps, options.cache))
-            RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+            rows.append(run(kind, view, options.clips, options.steps))
+            FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            FIGURES.write_text(json.dumps(rows, indent=2) + "\n")
             print(json.dumps(rows[-1]), flush=True)
 
 

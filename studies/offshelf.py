@@ -1,4 +1,4 @@
-"""Off the shelf: methods plugged into the plain models that the study `trained` starts from, and nothing trained after.
+"""Off the shelf: methods put into the plain models that the study `tune` starts from, with no training after.
 
 How to run, from the project's root:
     python studies/offshelf.py run
@@ -6,35 +6,32 @@ How to run, from the project's root:
 
 from __future__ import annotations
 
-import arena
-from runs import Entry, Row, Run, main, path_of, rows_of
-from tables import LEGEND, difference, groups, markdown, origin, plot
+from harness.runs import Row, Run, folder_of, main, rows_of, tested
+from harness.tables import LEGEND, difference, groups, markdown, origin, plot
 
 METHODS = ("sttm", "random", "pool", "tome", "frames", "evit", "sta", "dpcknn")
 COMPUTES = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4)
-ENTRIES = [Entry(), *(Entry(method, compute) for compute in COMPUTES for method in METHODS)]
+ENTRIES = [dict(optimizer=""), *(dict(method=m, compute=c, optimizer="") for c in COMPUTES for m in METHODS)]
 
 
-def tested(run: Run) -> Row:
-    """Plugs the entry into the plain model as it was trained, and tests it."""
-    model = run.model(learned=False)
-    right = arena.answers(model, run.dataset, run.split, run.scale, run.entry.frames)
-    return run.row(model, right, steps=0, seconds=0.0)
+def work(run: Run) -> Row:
+    """Put the method into the plain model as it was trained, and test it."""
+    return tested(run, run.model(learned=False))
 
 
 def report(scale: str, split: str) -> None:
-    """results/offshelf.md and offshelf.png."""
+    """Write results/offshelf/table.md and plot.png."""
     rows = rows_of("offshelf", scale, split)
     sections = [
-        "Plugged into the plain models that the runs of studies/trained.py start from, and nothing trained after. "
-        "An entry is left empty until it has all seeds.",
+        "Put into the plain models that the runs of studies/tune.py start from, with no training after. "
+        "A cell is left empty until it has all seeds.",
         LEGEND,
         origin(rows, "python studies/offshelf.py run"),
     ]
     for (dataset,), of_set in groups(rows, "dataset").items():
         found = groups(of_set.rows, "method", "compute")
         plain = found["plain", 1.0]
-        found = {entry: group for entry, group in found.items() if group.is_beside(plain)}
+        found = {entry: group for entry, group in found.items() if group.same_seeds(plain)}
         heads = ("top-1 (%)", *(f"{compute:g}" for compute in COMPUTES))
         lines = [
             (f"**{method}**" if method == "sttm" else method,
@@ -45,14 +42,16 @@ def report(scale: str, split: str) -> None:
         lines, sttm = [], found.get(("sttm", 0.62))
         for method in METHODS:
             group = found.get((method, 0.62))
-            less = group and difference(group, plain)
+            delta = group and difference(group, plain)
             ours = group and sttm and method != "sttm" and difference(sttm, group)
-            if less:
-                lines.append((method, less.shown, ours.shown if ours else ""))
-        sections += ["At compute 0.62:", markdown(("method", "less plain", "STTM less it"), lines)]
-    path_of("offshelf", scale, split, "md").write_text("\n\n".join(sections) + "\n")
-    plot(path_of("offshelf", scale, split, "png"), rows)
+            if delta:
+                lines.append((method, delta.shown, ours.shown if ours else ""))
+        heads = ("method", "delta vs plain", "STTM vs method")
+        sections += ["At compute 0.62:", markdown(heads, lines)]
+    folder = folder_of("offshelf", scale, split)
+    (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    plot(folder / "plot.png", rows)
 
 
 if __name__ == "__main__":
-    main("offshelf", __doc__, ENTRIES, tested, report)
+    main("offshelf", __doc__, ENTRIES, work, report)

@@ -1,0 +1,201 @@
+"""Protocols that train a whole schedule with the method in from the first step: from scratch, and fine-tuning.
+
+The recipe: a small VideoMAE of 16 x 48 x 48 clips (288 tokens, 4 blocks, width 64), 16 epochs of batches of 64, Muon
+0.02 for the matrices of the blocks and AdamW 2e-3 for the rest, label smoothing 0.1, warm-up over a tenth of the steps
+and half a cosine. Plain and every method get the same steps. The validation split is read after every epoch, the test
+split once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.data import CACHE, ClipSet, clip_set, data_settings
+from harness.runs import Row, Run, carry_out, folder_of, parser_of, rows_of, write_report
+from harness.tables import LEGEND, Group, difference, groups, markdown, origin, plot, plot_curves
+from harness.training import OPTIMIZERS, Recipe, Shape, fit, new_model, predict
+from harness.variants import NEEDS_TRAINING, put_in
+from sttm.config.settings import OptimizerSettings, Settings
+
+SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
+EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1
+#: Peak learning rates of Muon and of AdamW beside it; of AdamW alone the second is used.
+LRS = {"muon": (0.02, 2e-3), "adamw": (0.02, 1e-3)}
+HEADS = (
+    "method",
+    "variant",
+    "epochs",
+    "GMACs",
+    "training TMACs",
+    "seeds",
+    "top-1 (%)",
+    "delta vs plain",
+    "STTM vs method",
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A study of that kind: its name, its doc, and the model that a run of so many classes starts from."""
+
+    study: str
+    doc: str | None
+    start: Callable[[int, int], Any]
+    """From (seed, classes)."""
+
+
+def from_scratch(seed: int, classes: int) -> Any:
+    """Return a model with new weights."""
+    torch.manual_seed(seed)
+    return new_model(SHAPE, classes)
+
+
+def recipe_of(run: Run, clips: int) -> Recipe:
+    """Return the recipe of a run on so many training clips."""
+    assert run.epochs is not None
+    steps = max(1, round(run.epochs * (clips // BATCH)))
+    return Recipe(steps, min(BATCH, clips), LRS[run.optimizer], run.optimizer, SMOOTHING)
+
+
+def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
+    """Train one model and test it; `limit` takes the first clips of each split only, for trials."""
+    data = {split: clip_set(run.dataset, split, SHAPE.edge) for split in ("train", "validation", run.split)}
+    data = {split: clips.head(limit) if limit else clips for split, clips in data.items()}
+    model = protocol.start(run.seed, len(data["train"].names))
+    put_in(model, run.method, run.compute, run.variant, learned=True)
+    recipe, curve, validating = recipe_of(run, len(data["train"])), [], 0.0
+    per_epoch = max(1, len(data["train"]) // recipe.batch)
+
+    def after_step(step: int) -> None:
+        nonlocal validating
+        if (step + 1) % per_epoch == 0 or step + 1 == recipe.steps:
+            started = time.perf_counter()
+            curve.append(round(_top1(model, data["validation"], run.frames), 4))
+            validating += time.perf_counter() - started
+
+    seconds = fit(model, data["train"], run.frames, run.seed, recipe, after_step=after_step) - validating
+    clips = data[run.split]
+    predicted = predict(model, clips, run.frames)
+    return run.row(
+        model, predicted, clips.classes.numpy(), seconds, steps=recipe.steps, batch=recipe.batch, curve=curve
+    )
+
+
+def _top1(model: Any, clips: ClipSet, frames: int) -> float:
+    correct = predict(model, clips, frames) == clips.classes.numpy()
+    return float(np.mean(correct))
+
+
+def settings_of(run: Run) -> Settings:
+    """Return the training config of a run from scratch, for `sttm train`.
+
+    What it cannot say yet: shifts of MAX_SHIFT pixels (the config crops as much at random), and positions of t, y and x
+    (`harness.training.positions`; the config's model has VideoMAE's own, of the token's number).
+    """
+    recipe: dict[str, Any] = dict(lr=LRS[run.optimizer][1], epochs=run.epochs, batch_size=BATCH, smoothing=SMOOTHING,
+                                  clip_norm=1.0, betas=(0.9, 0.98), weight_decay=0.0, min_lr=0.0)  # fmt: skip
+    if "name" in OptimizerSettings.model_fields:
+        recipe["name"] = run.optimizer
+    config = dict(image_size=SHAPE.edge, patch_size=SHAPE.patch, hidden_size=SHAPE.width, tubelet_size=2)
+    config |= dict(num_hidden_layers=SHAPE.depth, num_attention_heads=SHAPE.heads, intermediate_size=4 * SHAPE.width)
+    learned = run.method in NEEDS_TRAINING
+    return Settings.model_validate(dict(
+        data=data_settings(run.dataset).model_dump(),
+        model=dict(family="videomae", config=config, frames=run.frames, attention="eager"),
+        merging=dict(compute=run.compute, learned=learned) | ({} if run.method == "plain" else dict(method=run.method)),
+        augment=dict(crop_area=(0.85, 1.0), crop_ratio=(0.95, 1.05), flip=0.5),
+        optimizer=recipe,
+        run=dict(output=CACHE / "runs" / run.study, seed=run.seed, precision="bf16", trackers=()),
+    ))  # fmt: skip
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(protocol: Protocol) -> None:
+    """Run the command of a protocol."""
+    parser = parser_of(protocol.doc, "grid_words")
+    parser.set_defaults(methods="plain,sttm", compute="0.35", variants="")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="48 is three times the default")
+    parser.add_argument("--limit", type=int, help="take so many clips of each split only, and write no row: a trial")
+    options = parser.parse_args()
+    if options.what == "run":
+        runs = runs_of(protocol.study, options)
+        if options.limit:
+            torch.set_num_threads(options.threads)
+            for run in runs:
+                row = work(protocol, run, options.limit)
+                print({key: row[key] for key in ("method", "compute", "macs", "top1", "steps", "seconds", "curve")})
+            return
+        carry_out(runs, partial(work, protocol), options.processes, options.threads)
+    write_report(partial(report, protocol.study), protocol.study, "small", options.split)
+
+
+def runs_of(study: str, options: argparse.Namespace) -> list[Run]:
+    """Return the runs that the options ask for, seed by seed; plain has neither compute nor variants."""
+    common = dict(study=study, frames=SHAPE.frames, optimizer=options.optimizer, epochs=options.epochs)
+    common |= dict(split=options.split)
+    asked = {key: getattr(options, key).split(",") for key in ("datasets", "methods", "compute", "variants", "seeds")}
+    runs = []
+    for seed, dataset, method in product(asked["seeds"], asked["datasets"], asked["methods"]):
+        base = Run(dataset=dataset, method=method, seed=int(seed), **common)
+        if method == "plain":
+            runs.append(base)
+            continue
+        variants = asked["variants"] if method == "sttm" else [""]
+        runs += [replace(base, compute=float(c), variant=variant) for c, variant in product(asked["compute"], variants)]
+    return runs
+
+
+def report(study: str, scale: str, split: str) -> None:
+    """Write the table and the plots of a protocol."""
+    rows, folder = rows_of(study, scale, split), folder_of(study, scale, split)
+    if not rows:
+        return
+    sections = [
+        "Plain and every method trained by the same recipe and steps, the method in from the first step.",
+        LEGEND,
+        origin(rows, f"python studies/{study}.py run"),
+    ]
+    for (dataset, optimizer), of_set in groups(rows, "dataset", "optimizer").items():
+        plain = {epochs: group for (method, epochs), group in groups(of_set.rows, "method", "epochs").items()
+                 if method == "plain"}  # fmt: skip
+        for (compute,), at_compute in groups(of_set.rows, "compute").items():
+            if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
+                sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
+    (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    same = [row for row in rows if all(row[key] == rows[0][key] for key in ("variant", "optimizer", "epochs"))]
+    plot(folder / "plot.png", same)
+    plot_curves(folder / "curves.png", rows)
+
+
+def _table(at_compute: Group, plain: dict[float, Group]) -> str:
+    found = groups(at_compute.rows, "method", "variant", "epochs")
+    lines = [_line(("plain", "", epochs), group, plain, None) for epochs, group in plain.items()]
+    for key, group in sorted(found.items(), key=lambda entry: (entry[0][2], -entry[1].top1)):
+        if key[0] != "plain":
+            ours = found.get(("sttm", "", key[2])) if key[:2] != ("sttm", "") else None
+            lines.append(_line(key, group, plain, ours))
+    return markdown(HEADS, lines)
+
+
+def _line(key: tuple[str, str, float], group: Group, plain: dict[float, Group], ours: Group | None) -> tuple[str, ...]:
+    method, variant, epochs = key
+    row = group.rows[0]
+    # Forwards and backwards, as three forwards.
+    training = 3 * row["macs"] * row["steps"] * row["batch"] / 1e12
+    delta = difference(group, plain[epochs]) if epochs in plain and method != "plain" else None
+    versus = ours and difference(ours, group)
+    return (f"**{method}**" if method == "sttm" and not variant else method, variant, f"{epochs:g}",
+            f"{group.gmacs:.4f}", f"{training:.0f}", str(len(group.rows)), group.shown,
+            delta.shown if delta else "", versus.shown if versus else "")  # fmt: skip

@@ -1,0 +1,195 @@
+"""Tables and plots of a study: means and deviations over seeds, paired tests, markdown.
+
+Legend: S seeds, N clips.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+DRAWS = 10_000
+#: What a table says of its columns, once for all.
+LEGEND = (
+    "top-1: mean over seeds ± standard deviation. Differences in points, with the least and the greatest of the seeds "
+    "in brackets; p: paired test on the same clips (signs of each clip's difference, averaged over seeds, flipped at "
+    f"random {DRAWS:,} times; two-sided)."
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method at one compute on one dataset: one a seed."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def seeds(self) -> dict[int, Row]:
+        return {row["seed"]: row for row in self.rows}
+
+    @property
+    def top1(self) -> float:
+        return mean(row["top1"] for row in self.rows)
+
+    @property
+    def deviation(self) -> float:
+        return stdev(row["top1"] for row in self.rows) if len(self.rows) > 1 else 0.0
+
+    def same_seeds(self, other: Group) -> bool:
+        """Tell whether both have the same seeds: seeds differ more than methods, so other means compare nothing."""
+        return self.seeds.keys() == other.seeds.keys()
+
+    @property
+    def gmacs(self) -> float:
+        return float(self.rows[0]["macs"]) / 1e9
+
+    @property
+    def shown(self) -> str:
+        return f"{100 * self.top1:.1f} ± {100 * self.deviation:.1f}"
+
+
+def groups(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], Group]:
+    """Return the rows by those keys, in the order in which they first occur."""
+    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in keys)].append(row)
+    return {key: Group(tuple(sorted(mine, key=lambda row: row["seed"]))) for key, mine in found.items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The top-1 of one group minus that of another on the same clips: by seed, and how likely by chance."""
+
+    by_seed: tuple[float, ...]
+    p: float
+
+    @property
+    def shown(self) -> str:
+        points = [100 * value for value in self.by_seed]
+        return f"{mean(points):+.1f} ({min(points):+.1f} to {max(points):+.1f}), p {_p(self.p)}"
+
+
+def difference(one: Group, other: Group) -> Difference | None:
+    """Return the paired difference over the seeds that both have; None if there is none."""
+    shared = [seed for seed in one.seeds if seed in other.seeds]
+    if not shared:
+        return None
+    delta_SN = np.stack([correct_of(one.seeds[seed]) - correct_of(other.seeds[seed]) for seed in shared])
+    delta_N = delta_SN.mean(0)
+    delta_N = delta_N[delta_N != 0]
+    rng = np.random.default_rng(0)
+    # In parts, for the memory: the draws are the same as in one.
+    kept = (rng.integers(0, 2, (DRAWS // 10, len(delta_N))).astype(float) for _ in range(10))
+    flipped = 2 * np.concatenate([part @ delta_N for part in kept]) - delta_N.sum()
+    as_far = int((np.abs(flipped) >= abs(delta_N.sum()) - 1e-9).sum())
+    return Difference(tuple(delta_SN.mean(1)), (as_far + 1) / (DRAWS + 1))
+
+
+def correct_of(row: Row) -> np.ndarray:
+    """Return which test clips a run got right, as 0 and 1: [N]."""
+    with np.load(row["answers"]) as answers:
+        return answers["correct"].astype(float)
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in markdown."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def origin(rows: Sequence[Row], command: str) -> str:
+    """Return where the figures come from: the command, machines, commits."""
+    machines = sorted({row["machine"] for row in rows})
+    commits = sorted({row["commit"] for row in rows})
+    return f"Written by `{command}`. Machine: {'; '.join(machines)}. Commits: {', '.join(commits)}."
+
+
+def show_in_docs(table: Path) -> None:
+    """Put results/<study>/table.md between its marks on the page docs/evidence.md."""
+    page = table.parents[2] / "docs" / "evidence.md"
+    start, end = f"<!-- results/{table.parent.name}/{table.name} -->\n", "<!-- end -->"
+    if start not in page.read_text(encoding="utf-8"):
+        return
+    before, marked = page.read_text(encoding="utf-8").split(start)
+    rest = marked[marked.index(end) :]
+    page.write_text(f"{before}{start}\n{table.read_text(encoding='utf-8')}\n{rest}", encoding="utf-8")
+
+
+def _deviation_of_delta(group: Group, plain: Group) -> float:
+    """Return the standard deviation over seeds of the delta vs plain."""
+    deltas = [row["top1"] - plain.seeds[seed]["top1"] for seed, row in group.seeds.items() if seed in plain.seeds]
+    return stdev(deltas) if len(deltas) > 1 else 0.0
+
+
+# Drawing is one sequence of calls to matplotlib: splitting it would only hand the axes around.
+def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
+    """Plot top-1 over multiply-adds, a panel for each dataset, a line with a band for each method.
+
+    The band is one standard deviation, over seeds, of the delta vs plain: seeds differ far more than methods do.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.5), squeeze=False)
+    names = list(dict.fromkeys(row[name] for row in rows if row["method"] != "plain"))
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        mine = [row for row in rows if row["dataset"] == dataset]
+        plain = Group(tuple(row for row in mine if row["method"] == "plain"))
+        for number, label in enumerate(names):
+            points = groups([row for row in mine if row[name] == label], "compute").values()
+            ordered = sorted((group for group in points if group.same_seeds(plain)), key=lambda group: group.gmacs)
+            if not ordered:
+                continue
+            x, y = [g.gmacs for g in ordered], np.array([100 * g.top1 for g in ordered])
+            band = np.array([100 * _deviation_of_delta(g, plain) for g in ordered])
+            colour = "black" if label == "sttm" else f"C{number % 10}"
+            wide = 2.5 if label == "sttm" else 1.2
+            style = "-" if number < 10 else "--"
+            axis.plot(x, y, style, color=colour, linewidth=wide, marker="o", markersize=3 + wide, label=label)
+            axis.fill_between(x, y - band, y + band, color=colour, alpha=0.12, linewidth=0)
+        if plain.rows:
+            axis.axhline(100 * plain.top1, color="grey", linestyle=":", linewidth=1)
+            axis.plot([plain.gmacs], [100 * plain.top1], "s", color="grey", label="plain")
+        axis.set(title=dataset, xlabel="multiply-adds of a clip (G)", ylabel="top-1 (%)")
+        axis.grid(alpha=0.25)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, dpi=140, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def plot_curves(path: Path, rows: Sequence[Row]) -> None:
+    """Plot validation top-1 over epochs, a panel for each dataset, a line for each method at each compute."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_dataset = groups([row for row in rows if row.get("curve")], "dataset")
+    if not by_dataset:
+        return
+    figure, axes = pyplot.subplots(1, len(by_dataset), figsize=(6 * len(by_dataset), 4.5), squeeze=False)
+    for axis, ((dataset,), mine) in zip(axes[0], by_dataset.items(), strict=True):
+        lines = groups(mine.rows, "method", "variant", "compute", "optimizer", "epochs")
+        for (method, variant, compute, optimizer, _), group in lines.items():
+            curve = np.mean([row["curve"] for row in group.rows], axis=0)
+            label = " ".join(part for part in (method, variant, f"{compute:g}", optimizer) if part)
+            axis.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label)
+        axis.set(title=dataset, xlabel="epoch", ylabel="validation top-1 (%)")
+        axis.grid(alpha=0.25)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, dpi=140, bbox_inches="tight")
+    pyplot.close(figure)

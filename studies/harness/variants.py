@@ -1,0 +1,180 @@
+"""Variants of the merger for the ablation, and the selectors of meta tokens that lost to novelty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sttm
+from sttm.merging import METHODS
+from sttm.merging.merger import TokenMerger
+from sttm.merging.ops import linear, standardised, take
+from sttm.merging.reducer import Reduced
+from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
+
+SOFT = 0.1
+NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
+
+
+class WithoutMotion(TokenMerger):
+    """Add no motion feature: slots are averages, as off the shelf."""
+
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        return z_BFMC
+
+
+class WithoutConfidence(TokenMerger):
+    """Weigh every place on a path alike, however uncertain it is."""
+
+    def _path(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        path_BFMT2, certainty_BFMT1 = super()._path(*given)
+        return path_BFMT2, torch.ones_like(certainty_BFMT1)
+
+
+class SelectionOnly(TokenMerger):
+    """Keep the meta tokens and drop all other tokens."""
+
+    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+        return torch.zeros_like(cosine_BFML).scatter(3, meta_BFM[..., None], 1.0)
+
+
+class Soft(TokenMerger):
+    """Assign tokens softly: the softmax of their cosines over SOFT."""
+
+    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+        return (cosine_BFML / SOFT).softmax(2)
+
+
+class Residual(TokenMerger):
+    """Start slots as their meta tokens; a linear map that starts at zero adds the fused tokens."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.appearance = nn.Linear(self.dim, self.dim)
+        nn.init.zeros_(self.appearance.weight)
+        nn.init.zeros_(self.appearance.bias)
+
+    def reduce(self, x_BFLC: Tensor, *others: Any) -> Reduced:
+        reduced = super().reduce(x_BFLC, *others)
+        return replace(reduced, x_BWOC=take(x_BFLC, reduced.meta_BWK) + reduced.x_BWOC)
+
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        added_BFMC = linear(self.appearance, standardised(z_BFMC)).to(z_BFMC.dtype)
+        return super()._motion(added_BFMC, path_BFMT2, size_BFM)
+
+    def macs(self, frames: int, tokens: int) -> int:
+        return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
+
+
+class CoverageSelector(StrideSelector):
+    """Choose half of the meta tokens on a regular stride, the others where those represent the window worst."""
+
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        seeds = (self.count + 1) // 2
+        seed_BFM = self.order(position_BFL3)[..., regular_picks(x_BFLC.shape[2], seeds)]
+        unit_BFLC = nn.functional.normalize(x_BFLC, dim=-1)
+        covered_BFL = (unit_BFLC @ take(unit_BFLC, seed_BFM).transpose(-1, -2)).amax(-1)
+        worst_BFM = covered_BFL.scatter(-1, seed_BFM, 4.0).topk(self.count - seeds, dim=-1, largest=False).indices
+        return torch.cat((seed_BFM, worst_BFM), dim=-1)
+
+    def macs(self, windows: int, length: int, width: int) -> int:
+        return super().macs(windows, length, width) + windows * length * ((self.count + 1) // 2) * width
+
+
+class RandomSelector(StrideSelector):
+    """Choose meta tokens at random in training, on a regular stride in evaluation."""
+
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        if not self.training:
+            return super().pick(x_BFLC, position_BFL3)
+        return torch.rand(x_BFLC.shape[:-1], device=x_BFLC.device).topk(self.count).indices
+
+
+class SaliencySelector(StrideSelector):
+    """Choose meta tokens by a learned score, with Gumbel noise in training; `gate_BFM` is 1 and carries the gradient.
+
+    Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017; Kool, van Hoof, Welling,
+    "Stochastic Beams and Where to Find Them", ICML 2019 (Gumbel top-k).
+    """
+
+    gate_BFM: Tensor
+
+    def __init__(self, dim: int, count: int, length: int | None = None) -> None:
+        super().__init__(count, length)
+        self.score = nn.Linear(dim, 1)
+
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        score_BFL = linear(self.score, x_BFLC).squeeze(-1)
+        uniform_BFL = torch.rand_like(score_BFL).clamp(1e-6, 1 - 1e-6) if self.training else torch.tensor(0.5)
+        meta_BFM = (score_BFL - torch.log(-torch.log(uniform_BFL))).topk(self.count, dim=-1).indices
+        gate_BFM = torch.sigmoid(score_BFL.gather(-1, meta_BFM)).clamp(min=1e-4)
+        self.gate_BFM = gate_BFM / gate_BFM.detach()
+        return meta_BFM
+
+    def macs(self, windows: int, length: int, width: int) -> int:
+        return super().macs(windows, length, width) + windows * length * width
+
+
+class Saliency(TokenMerger):
+    """Choose meta tokens by a learned score."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.selector = SaliencySelector(self.dim, self.tokens, self.length)
+
+    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+        gate_BFM1 = self.selector.gate_BFM[..., None].to(z_BFMC.dtype)
+        return super()._motion(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
+
+
+class WithoutSizeWeights(TokenMerger):
+    """Weigh every slot alike in attention and pooling."""
+
+    spec = replace(TokenMerger.spec, sized=False)
+
+
+#: Variants that are a merger of their own; below, those that are arguments of sttm.apply.
+MERGERS: dict[str, type[TokenMerger]] = {
+    "no-motion": WithoutMotion,
+    "no-path-confidence": WithoutConfidence,
+    "selection-only": SelectionOnly,
+    "soft": Soft,
+    "residual": Residual,
+    "saliency": Saliency,
+    "no-size-weights": WithoutSizeWeights,
+}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "space-only": {"window": 1},
+    "time-only": {"window": 2, "layers": [0], "selector": "first frame"},
+    "clip-window": {"window": 4},
+    "block-0": {"layers": [0]},
+    "block-1": {"layers": [1]},
+    "blocks-1-2-3": {"layers": [1, 2, 3]},
+    "stride": {"selector": "stride"},
+    "coverage": {"selector": "coverage"},
+    "random-selector": {"selector": "random"},
+}
+
+
+class FirstFrameSelector(StrideSelector):
+    """Choose tokens of the first of two frames, on a regular stride; where more are asked for, some of the second."""
+
+    def pick(self, x_BFLC: Tensor, position_BFL3: Tensor) -> Tensor:
+        first = max(self.count, position_BFL3.shape[2] // 2)
+        return self.order(position_BFL3)[..., regular_picks(first, self.count)]
+
+
+SELECTORS |= {"coverage": CoverageSelector, "random": RandomSelector, "first frame": FirstFrameSelector}
+METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
+
+
+def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:
+    """Put a method into a model, in a variant of it; plain stays as it is."""
+    if method == "plain":
+        return
+    name = f"{method}, {variant}" if variant in MERGERS else method
+    learned = learned and method in NEEDS_TRAINING
+    sttm.apply(model, compute=compute, method=name, learned=learned, **ARGUMENTS.get(variant, {}))

@@ -1,0 +1,108 @@
+"""The protocols from scratch and fine-tuned: whole commands on random clips, interrupted and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sttm
+from sttm.config.settings import DataSettings
+
+ARGUMENTS = ["run", "--methods", "plain,sttm,tome", "--compute", "0.35", "--seeds", "0,1", "--epochs", "1"]
+PAGE = "# Evidence\n\n<!-- results/scratch/table.md -->\n\nNo runs yet.\n\n<!-- end -->\n"
+
+
+@pytest.fixture
+def protocols(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with six random clips a split, and results of its own."""
+    data, module, runs = study("harness.data"), study("harness.protocols"), study("harness.runs")
+    rng = np.random.default_rng(0)
+    pixels, classes = rng.integers(256, size=(6, 16, 3, 48, 48), dtype=np.uint8), torch.arange(6) % 3
+    clips = data.ClipSet(pixels, classes, ("a", "b", "c"), 128.0, 64.0)
+    monkeypatch.setattr(module, "clip_set", lambda *_: clips)
+    monkeypatch.setattr(module, "SHAPE", study("harness.training").Shape(16, 48, 8, 32, 4, 2))
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "evidence.md").write_text(PAGE)
+    return module
+
+
+def command(protocols: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["scratch.py", *arguments])
+    protocols.main(protocols.Protocol("scratch", "From scratch.", protocols.from_scratch))
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(
+    protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = tmp_path / "results" / "scratch", protocols.work
+    made: list[tuple[str, int]] = []
+
+    def work(protocol: Any, run: Any, limit: int | None = None) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append((run.method, run.seed))
+        return whole(protocol, run, limit)
+
+    monkeypatch.setattr(protocols, "work", work)
+    with pytest.raises(KeyboardInterrupt):
+        command(protocols, monkeypatch, *ARGUMENTS)
+    first = (folder / "rows.jsonl").read_bytes()
+    assert made == [("plain", 0), ("sttm", 0)] and first.count(b"\n") == 2
+    with (folder / "rows.jsonl").open("ab") as file:  # as if it had been killed within a line
+        file.write(b'{"study": "scr')
+    made[:] = [("", 0), ("", 0), ("", 0)]
+    command(protocols, monkeypatch, *ARGUMENTS)
+    assert made[3:] == [("tome", 0), ("plain", 1), ("sttm", 1), ("tome", 1)]
+    assert (folder / "rows.jsonl").read_bytes().startswith(first)
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    in_order = [(method, seed) for seed in (0, 1) for method in ("plain", "sttm", "tome")]
+    assert [(row["method"], row["seed"]) for row in rows] == in_order
+    assert len(list((folder / "answers").glob("*.npz"))) == 6
+    for row in rows:
+        assert len(row["curve"]) == 1 and row["steps"] == 1 and row["learned"] == (row["method"] == "sttm")
+    table = (folder / "table.md").read_text()
+    assert "| **sttm** |" in table and "| plain |" in table and (folder / "curves.png").exists()
+    assert table in (tmp_path / "docs" / "evidence.md").read_text()
+    made.clear()
+    command(protocols, monkeypatch, *ARGUMENTS)
+    assert not made
+
+
+def test_a_trial_writes_no_row(protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    command(protocols, monkeypatch, *ARGUMENTS[:2], "sttm", *ARGUMENTS[3:5], "--variants", "no-motion", "--epochs", "1",
+            "--optimizer", "adamw", "--limit", "3", "--seeds", "0")  # fmt: skip
+    assert "'method': 'sttm'" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+def test_fine_tuning_starts_from_the_backbone_of_the_seed(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune, pretraining, training = study("finetune"), study("harness.pretraining"), study("harness.training")
+    torch.manual_seed(7)
+    backbone = training.new_model(finetune.SHAPE, 1).videomae.state_dict()
+    monkeypatch.setattr(pretraining, "pretrained", lambda seed, shape, scale: backbone)
+    model = finetune.start(0, 5)
+    assert all(torch.equal(value, backbone[key]) for key, value in model.videomae.state_dict().items())
+    assert model.classifier.out_features == 5
+
+
+def test_a_run_is_a_training_config_of_the_same_cost(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sttm.training import build
+
+    protocols, runs = study("harness.protocols"), study("harness.runs")
+    monkeypatch.setattr(protocols, "data_settings", lambda name: DataSettings())
+    for method, compute in (("plain", 1.0), ("sttm", 0.35), ("tome", 0.62)):
+        run = runs.Run("scratch", "grid_words", method, compute, frames=16, seed=1, epochs=16.0)
+        settings = protocols.settings_of(run)
+        model, preprocess, _ = build.make(settings, ("a", "b", "c"))
+        ours = protocols.from_scratch(1, 3)
+        study("harness.variants").put_in(ours, method, compute, "")
+        assert sttm.macs(model) == sttm.macs(ours)
+        assert preprocess.crop == (48, 48) and settings.optimizer.epochs == 16
