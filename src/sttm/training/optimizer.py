@@ -38,7 +38,7 @@ class MuonAdamW:
         self.param_groups: list[dict[str, Any]] = [*muon.param_groups, *adamw.param_groups]
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         for optimizer in self.optimizers:
-            optimizer.state = self.state  # type: ignore[assignment]
+            optimizer.state = self.state
 
     def step(self) -> None:
         """Update all parameters that have a gradient."""
