@@ -86,8 +86,8 @@ def test_two_processes(config: Path, alone: Path, tmp_path: Path) -> None:
 def test_two_processes_with_muon(config: Path, tmp_path: Path) -> None:
     """Both have the same gradients, momentum and losses.
 
-    The weights are not compared: Muon orthogonalises in bf16, which turns differences in the last bit of a gradient into
-    visible ones where it has little, in one process too if only the micro-batches differ.
+    The weights are not compared: Muon orthogonalises in bf16, which amplifies rounding if a gradient is of low rank.
+    The same happens in one process with other micro-batches.
     """
     muon = ["optimizer.name=muon", "run.save_every=1", "run.keep=5"]
     engine.train(load(config, [*SAME, *muon, f"run.output={tmp_path / 'alone'}"]))
