@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     TimesformerConfig,
@@ -26,25 +27,24 @@ CLIP = (8, 3, 32, 32)
 _SIZES: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_labels=5)
 
 
-def videomae(**options: Any) -> Any:
-    config = VideoMAEConfig(**_SIZES, image_size=32, patch_size=8, num_frames=8, intermediate_size=96, **options)
-    return VideoMAEForVideoClassification(config)
+def videomae(frames: int = 8, **options: Any) -> Any:
+    sizes = _SIZES | dict(image_size=32, patch_size=8, num_frames=frames, intermediate_size=96)
+    return VideoMAEForVideoClassification(VideoMAEConfig(**sizes | options))
 
 
-def vivit() -> Any:
-    config = VivitConfig(**_SIZES, image_size=32, tubelet_size=[2, 8, 8], num_frames=8, intermediate_size=96)
-    return VivitForVideoClassification(config)
+def vivit(frames: int = 8, **options: Any) -> Any:
+    sizes = _SIZES | dict(image_size=32, tubelet_size=[2, 8, 8], num_frames=frames, intermediate_size=96)
+    return VivitForVideoClassification(VivitConfig(**sizes | options))
 
 
-def timesformer(attention: str) -> Any:
-    config = TimesformerConfig(
-        **_SIZES, image_size=32, patch_size=8, num_frames=8, intermediate_size=96, attention_type=attention
-    )
-    return TimesformerForVideoClassification(config)
+def timesformer(attention: str = "divided_space_time", frames: int = 8, **options: Any) -> Any:
+    sizes = _SIZES | dict(image_size=32, patch_size=8, num_frames=frames, intermediate_size=96)
+    return TimesformerForVideoClassification(TimesformerConfig(**sizes | options, attention_type=attention))
 
 
-def vjepa2() -> Any:
-    config = VJEPA2Config(**_SIZES, crop_size=32, patch_size=8, frames_per_clip=8, num_pooler_layers=1)
+def vjepa2(frames: int = 8, **options: Any) -> Any:
+    sizes = _SIZES | dict(crop_size=32, patch_size=8, frames_per_clip=frames, num_pooler_layers=1)
+    config = VJEPA2Config(**sizes | options)
     config.pred_num_hidden_layers, config.pred_hidden_size, config.pred_num_attention_heads = 1, 48, 4
     return VJEPA2ForVideoClassification(config)
 
@@ -100,3 +100,58 @@ class FixedModel(nn.Module):
     def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
         self.calls.append(len(pixels))
         return SimpleNamespace(logits=self.answer(pixels))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+TINY_SIZES: dict[str, Any] = dict(hidden_size=24, num_hidden_layers=4, num_attention_heads=2)
+TINY_CLASSES = ("left hook", "Right_hook", "jab")
+_TINY: dict[str, Callable[..., Any]] = {
+    "videomae": videomae,
+    "vivit": vivit,
+    "timesformer": timesformer,
+    "vjepa2": vjepa2,
+}
+
+
+def tiny_model(family: str, frames: int = 4) -> Any:
+    """Return a model of a family that trains within a second, with three classes."""
+    mlp = {} if family == "vjepa2" else {"intermediate_size": 48}
+    model = _TINY[family](frames=frames, **TINY_SIZES, **mlp, num_labels=len(TINY_CLASSES))
+    model.config.id2label = dict(enumerate(TINY_CLASSES))
+    return model
+
+
+#: A run of eight steps, with most of what makes a run random.
+RECIPE = """
+data:
+  root: {videos}/videos
+  train: {{list: {videos}/train.json}}
+  validation: {{list: {videos}/validation.json}}
+  labels: {videos}/labels.json
+  workers: 0
+model: {{start: {start}, drop_path: 0.2}}
+merging: {{compute: 0.7}}
+augment: {{mixup: 0.8, cutmix: 1.0, repeats: 2, erasing: 0.3}}
+optimizer: {{lr: 1e-3, steps: 8, batch_size: 8, micro_batch: 4, ema: 0.9, clip_norm: 1.0, smoothing: 0.1}}
+run: {{output: {output}, device: cpu, trackers: [], save_every: 3, evaluate_every: 4, log_every: 2}}
+"""
+
+
+def write_recipe(folder: Path, videos: Path, start: Path) -> Path:
+    """Write RECIPE to c.yaml in a folder; its run goes to the folder's run/."""
+    (folder / "c.yaml").write_text(RECIPE.format(videos=videos, start=start, output=folder / "run"))
+    return folder / "c.yaml"
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors that a run ends with: those of the model, and the training state of its last checkpoint."""
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return load_file(run / "model" / "model.safetensors") | load_file(last / "training.safetensors")
+
+
+def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Assert that both hold the same names and are equal to the bit."""
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name

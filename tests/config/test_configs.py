@@ -1,4 +1,4 @@
-"""Every shipped config: it parses, its header says what it must and says it right, and it trains."""
+"""Every config in configs/: it parses, its header is complete and right, and it trains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sttm.backbones import backbone_of
 from sttm.config import Settings, load
 from sttm.config.reading import INHERIT
 from sttm.synth.videos import SynthSettings, make
-from tests.helpers import ROOT
+from tests.helpers import ROOT, tiny_model
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
@@ -87,7 +87,7 @@ def settings_of(name: str, *overrides: str) -> Settings:
 
 
 def header_of(name: str) -> dict[str, str]:
-    """The fields of the comment that a config opens with; its first line under no name."""
+    """Return the fields of the comment at the start of a config; the key of its first line is ""."""
     text = (ROOT / "configs" / name).read_text(encoding="utf-8")
     lines = [line[2:] for line in text.split("\n") if line.startswith("#")]
     fields, last = {"": lines[0]}, ""
@@ -101,7 +101,7 @@ def header_of(name: str) -> dict[str, str]:
 
 
 def built(name: str, frames: int) -> Any:
-    """The real model of a config, without weights; nor with VideoMAE's table of positions, which is slow to make."""
+    """Return the model of a config on the meta device, without VideoMAE's position table, which is slow to compute."""
     data_set, _, config = name.partition("/")
     model = next(build for start, build in MODELS.items() if config.startswith(start))
     table = "get_sinusoid_encoding_table"
@@ -127,11 +127,13 @@ def test_each_model_is_there_plain_merged_and_with_more_frames() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_header_has_its_fields(name: str) -> None:
     fields = header_of(name)
-    assert {"Command", "Hardware", "Time", "Reference", "Recipe", "STTM"} <= fields.keys()
+    assert {"Command", "Hardware", "Time", "Reference", "Recipe", "Result"} <= fields.keys()
     assert f"sttm train configs/{name}" in fields["Command"]
     assert "an estimate" in fields["Time"]
     assert re.search(r"top-1 \d\d\.\d|[Nn]one|no figure", fields["Reference"])
-    assert "measured" in fields["STTM"] and ("whoever has the data" in fields["STTM"]) == (name in PUBLIC)
+    assert "measured" in fields["Result"] and fields["Result"].startswith(
+        "never run" if name in PUBLIC else "not run yet"
+    )
     if name not in PUBLIC:
         assert fields["Data"].startswith("sttm synth data/")
 
@@ -157,15 +159,15 @@ def test_the_time_is_worked_out_from_the_settings(name: str) -> None:
     settings, fields = settings_of(name), header_of(name)
     assert settings.model.frames is not None and settings.optimizer.epochs is not None
     macs = sttm.macs(built(name, settings.model.frames))
-    said = re.search(r"about ([\d.]+) hours.*: ([\d.]+) G multiply-adds a clip x ([\d,]+) videos", fields["Time"])
-    assert said and said[2] == f"{macs / 1e9:.1f}"
+    stated = re.search(r"about ([\d.]+) hours.*: ([\d.]+) G multiply-adds a clip x ([\d,]+) videos", fields["Time"])
+    assert stated and stated[2] == f"{macs / 1e9:.1f}"
     passes = 4 if settings.model.checkpointing else 3
-    clips = int(said[3].replace(",", "")) * settings.augment.repeats * settings.optimizer.epochs
+    clips = int(stated[3].replace(",", "")) * settings.augment.repeats * settings.optimizer.epochs
     hours = macs * clips * passes / (GPUS * GPU_SPEED) / 3600
-    assert float(said[1]) == pytest.approx(hours, rel=0.15, abs=0.06)
+    assert float(stated[1]) == pytest.approx(hours, rel=0.15, abs=0.06)
     for variant, share in (("-sttm", 0.62), ("-sttm-frames", 1.0)):
-        told = re.match(r"about ([\d.]+) hours", header_of(name.replace(".yaml", f"{variant}.yaml"))["Time"])
-        assert told and float(told[1]) == pytest.approx(hours * share, rel=0.15, abs=0.06)
+        variant_time = re.match(r"about ([\d.]+) hours", header_of(name.replace(".yaml", f"{variant}.yaml"))["Time"])
+        assert variant_time and float(variant_time[1]) == pytest.approx(hours * share, rel=0.15, abs=0.06)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -215,7 +217,7 @@ def test_clips_are_sampled_as_the_data_set_wants(name: str) -> None:
 
 
 def write_video(path: Path, codec: str, seed: int) -> None:
-    """A tiny video of noise, of a few frames."""
+    """Write a video of six frames of noise."""
     pictures_THW3 = np.random.default_rng(seed).integers(0, 256, (6, 40, 48, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as box:
@@ -227,7 +229,7 @@ def write_video(path: Path, codec: str, seed: int) -> None:
 
 
 def small_kinetics(folder: Path) -> None:
-    """Two classes in the official layout: one's folder with spaces, the other's with underscores."""
+    """Write two classes in the official format, one folder name with spaces and one with underscores."""
     for split, number in (("train", 4), ("val", 2)):
         rows = []
         for i in range(number):
@@ -241,7 +243,7 @@ def small_kinetics(folder: Path) -> None:
 
 
 def small_ssv2(folder: Path) -> None:
-    """Two classes in the official layout."""
+    """Write two classes in the official format."""
     templates = ("Pushing [something] from left to right", "Throwing [something]")
     (folder / "labels").mkdir(parents=True)
     named = {template.replace("[something]", "something"): str(i) for i, template in enumerate(templates)}
@@ -257,7 +259,7 @@ def small_ssv2(folder: Path) -> None:
 
 
 def small_ut_interaction(folder: Path) -> None:
-    """Seven classes in the columns of its annotations.csv, whole scenes and crops of one person."""
+    """Write seven classes with its annotations.csv, scenes and crops of one person."""
     rows = []
     for i, label in enumerate(("shake_hands", "hug", "kick", "point", "punch", "push", "other") * 2):
         for view in ("scene", "person0"):
@@ -268,58 +270,44 @@ def small_ut_interaction(folder: Path) -> None:
         csv.writer(file).writerows([("path", "label", "split", "label_id", "set", "sequence", "view"), *rows])
 
 
-SMALL: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, num_labels=3)
-TINY: dict[str, Callable[[int], Any]] = {
-    "videomae": lambda frames: VideoMAEForVideoClassification(
-        VideoMAEConfig(**SMALL, image_size=32, patch_size=8, num_frames=frames, intermediate_size=32)
-    ),
-    "timesformer": lambda frames: TimesformerForVideoClassification(
-        TimesformerConfig(**SMALL, image_size=32, patch_size=8, num_frames=frames, intermediate_size=32)
-    ),
-    "vivit": lambda frames: VivitForVideoClassification(
-        VivitConfig(**SMALL, image_size=32, tubelet_size=[2, 8, 8], num_frames=frames, intermediate_size=32)
-    ),
-    "vjepa2": lambda frames: VJEPA2ForVideoClassification(
-        VJEPA2Config(**SMALL, crop_size=32, patch_size=8, frames_per_clip=frames, num_pooler_layers=1)
-    ),
-}
 PROCESSORS = {"videomae": "VideoMAE", "timesformer": "VideoMAE", "vivit": "Vivit", "vjepa2": "VJEPA2"}
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to train in: small data sets where the configs look for them, a small model of each family."""
-    place = tmp_path_factory.mktemp("workplace")
-    small_kinetics(place / "data" / "kinetics400")
-    small_ssv2(place / "data" / "ssv2")
+def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small data sets where the configs expect them, and a tiny model of each family."""
+    folder = tmp_path_factory.mktemp("training")
+    small_kinetics(folder / "data" / "kinetics400")
+    small_ssv2(folder / "data" / "ssv2")
     for kind in ("motion", "scene"):
         made = SynthSettings(kind=kind, clips=20, frames=8, size=32, train=0.9, validation=0.05, test=0.05)
-        make(place / "data" / kind, made, workers=1)
-    for family, build in TINY.items():
+        make(folder / "data" / kind, made, workers=1)
+    for family, processor_name in PROCESSORS.items():
         torch.manual_seed(0)
-        folder = place / family
-        sttm.save(build(8 if family == "timesformer" else 32 if family == "vivit" else 16), folder)
+        sttm.save(
+            tiny_model(family, 8 if family == "timesformer" else 32 if family == "vivit" else 16), folder / family
+        )
         processor = {
-            "image_processor_type": f"{PROCESSORS[family]}ImageProcessor",
+            "image_processor_type": f"{processor_name}ImageProcessor",
             "size": {"shortest_edge": 36},
             "crop_size": {"height": 32, "width": 32},
         }
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return place
+        (folder / family / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
 
 
-def start_of(name: str, place: Path) -> Path:
-    """The small model in place of the one that a config starts from; it takes the frames of the plain config."""
-    return place / Path(name).stem.split("-")[0]
+def start_of(name: str, folder: Path) -> Path:
+    """Return the tiny model that replaces the checkpoint of a config; it takes the frames of the plain config."""
+    return folder / Path(name).stem.split("-")[0]
 
 
-def trained(name: str, place: Path) -> dict[str, Any]:
+def trained(name: str, folder: Path) -> dict[str, Any]:
     from sttm.training.run import train
 
     small = ["optimizer.epochs=null", "optimizer.steps=2", "optimizer.batch_size=4", "optimizer.micro_batch=4"]
     small += ["data.workers=0", "run.device=cpu", "run.trackers=[]", "run.evaluate_every=2"]
     if name in PUBLIC:
-        small.append(f"model.start={start_of(name, place)}")
+        small.append(f"model.start={start_of(name, folder)}")
     return train(settings_of(name, *small))
 
 
@@ -331,16 +319,16 @@ QUICK |= {"ssv2/timesformer-sttm-frames.yaml", "ssv2/vivit-sttm.yaml"}
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )
-def test_takes_two_steps(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-    results = trained(name, workplace)
+def test_takes_two_steps(name: str, training_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(training_folder)
+    results = trained(name, training_folder)
     settings = settings_of(name)
     assert results["steps"] == 2 and not results["missing"] and not results["unreadable"]
     wanted = settings.merging.compute or 1.0
     if settings.merging.match_frames is None:
         assert wanted - 0.01 <= results["compute"] <= wanted
     else:
-        plain = sttm.macs(sttm.load(start_of(name, workplace)))
+        plain = sttm.macs(sttm.load(start_of(name, training_folder)))
         assert 0.97 * plain <= results["macs"] <= plain
     model = sttm.load(settings.run.output / "model")
     assert sttm.macs(model) == results["macs"]
@@ -351,7 +339,7 @@ def test_ut_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Two steps of the real models on its scenes, six classes of seven; the header says what the others' say."""
     from sttm.training.run import train
 
-    assert {"Command", "Data", "Hardware", "Time", "Reference", "Recipe", "STTM"} <= header_of(
+    assert {"Command", "Data", "Hardware", "Time", "Reference", "Recipe", "Result"} <= header_of(
         "ut_interaction.yaml"
     ).keys()
     small_ut_interaction(tmp_path / "shared" / "data" / "ut-interaction")

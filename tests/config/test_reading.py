@@ -61,14 +61,17 @@ def test_what_is_dumped_is_read_back(base: Path, tmp_path: Path) -> None:
         ("optimizer.min_lr=1", "min_lr=1.0 is above lr=0.0001"),
         ("model.family=vivit", "one of the two only"),
         ("model.stride=4", "stride belongs to sampling: dense"),
-        ("merging={compute: 0.5, match_frames: 8}", "both set the budget"),
+        ("merging={compute: 0.5, match_frames: 8}", "both set the compute target"),
         ("merging.compute=1.2", "merging.compute=1.2"),
-        ("merging.warmup_steps=5", "warmup_steps trains the merger alone"),
+        ("merging.warmup_steps=5", "warmup_steps trains only the mergers"),
         ("augment.crop_area=[1, 0.5]", "augment.crop_area"),
         ("augment.repeats=3", "not a multiple of augment.repeats=3"),
         ("optimizer.micro_batch=5", "not a multiple of micro_batch=5"),
         ("distillation.weight=0.5", "distillation from the plain model needs a merged one"),
         ("evaluation.views=2x2", "views=2x2 is not TxS"),
+        ("optimizer={name: sgd, epochs: null, steps: 5}", "optimizer.name='sgd': input should be 'adamw' or 'muon'"),
+        ("optimizer.muon_lr=0.1", "belong to name: muon"),
+        ("optimizer.muon_weight_decay=0.1", "belong to name: muon"),
         ("run.output=null", "run.output=None"),
         ("data=5", "data=5"),
         ("model", "--set model is not key=value"),
@@ -82,6 +85,18 @@ def test_what_is_wrong_is_one_sentence(base: Path, override: str, part: str) -> 
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_muon_does_not_shard(base: Path) -> None:
+    sets = ["optimizer.name=muon", "optimizer.muon_lr=0.1", "optimizer.muon_weight_decay=0.1"]
+    assert load(base, sets).optimizer.muon_lr == 0.1
+    with pytest.raises(sttm.SttmError) as caught:
+        load(base, [*sets, "run.strategy=fsdp"])
+    sentence = str(caught.value)
+    assert "optimizer.name=muon needs whole matrices and run.strategy=fsdp shards them" in sentence
+    assert sentence.endswith("use run.strategy=ddp, or optimizer.name=adamw") and "\n" not in sentence
+    for allowed in (["run.strategy=ddp", *sets], ["run.strategy=fsdp"]):  # the advice works
+        load(base, allowed)
+
+
 def test_files_that_are_no_config(tmp_path: Path) -> None:
     def refused(text: bytes) -> str:
         (tmp_path / "c.yaml").write_bytes(text)
@@ -92,7 +107,7 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
 
     assert "is not YAML" in refused(b"a: [1")
     assert "holds no settings" in refused(b"- 1")
-    assert "it is no text" in refused(b"\xff\xfe\x00")
+    assert "it is not text" in refused(b"\xff\xfe\x00")
     assert "inherits from itself" in refused(b"inherit: c.yaml")
     assert "data is missing" in refused(b"{}")
     assert "No such file" in refused(b"inherit: nowhere.yaml")

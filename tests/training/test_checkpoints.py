@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there, and what it holds comes back to the bit."""
+"""A checkpoint is complete or absent, and training continues from it to the bit."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sttm
 from sttm.config.settings import OptimizerSettings
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.training import checkpoints, recipe
-from sttm.training.checkpoints import Training
-from tests.training.test_build import MODELS
+from sttm.training.checkpoints import TrainingState
+from sttm.training.optimizer import make_optimizer
+from tests.helpers import assert_equal_tensors, tiny_model
 
 
 @pytest.fixture
-def training(tmp_path: Path) -> Training:
-    return made(tmp_path, ema=0.9)
+def training(tmp_path: Path) -> TrainingState:
+    return build(tmp_path, ema=0.9)
 
 
-def made(tmp_path: Path, ema: float | None, seed: int = 0) -> Training:
+def build(tmp_path: Path, ema: float | None, name: Literal["adamw", "muon"] = "adamw", seed: int = 0) -> TrainingState:
     torch.manual_seed(seed)
-    model = MODELS["videomae"]()
+    model = tiny_model("videomae")
     sttm.apply(model, 0.7, learned=True)
-    optimizer = torch.optim.AdamW(recipe.parameter_groups(model, OptimizerSettings(steps=9)), lr=1e-2)
+    optimizer = make_optimizer(model, OptimizerSettings(steps=9, lr=1e-2, name=name))
     average = None if ema is None else recipe.MovingAverage(model, ema)
-    preprocess = Preprocess.from_folder(sttm.save(MODELS["videomae"](), tmp_path / "plain"))
-    return Training(model, optimizer, average, preprocess)
+    preprocess = Preprocess.from_folder(sttm.save(tiny_model("videomae"), tmp_path / "plain"))
+    return TrainingState(model, optimizer, average, preprocess)
 
 
-def learn(training: Training, seed: int) -> None:
+def learn(training: TrainingState, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     training.model.train()
     training.model(torch.randn(2, 4, 3, 32, 32, generator=generator)).logits.square().sum().backward()
@@ -44,7 +46,7 @@ def learn(training: Training, seed: int) -> None:
         training.average.update(seed)
 
 
-def everything(training: Training) -> dict[str, torch.Tensor]:
+def everything(training: TrainingState) -> dict[str, torch.Tensor]:
     state = {f"weights.{name}": value for name, value in training.model.state_dict().items()}
     for parameter, name in training.names.items():
         state |= {f"{name}.{key}": value for key, value in training.optimizer.state[parameter].items()}
@@ -53,9 +55,10 @@ def everything(training: Training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_goes_on_to_the_bit(ema: float | None, tmp_path: Path) -> None:
-    training, other = made(tmp_path, ema), made(tmp_path, ema, seed=5)
+def test_continues_to_the_bit(ema: float | None, name: Literal["adamw", "muon"], tmp_path: Path) -> None:
+    training, other = build(tmp_path, ema, name), build(tmp_path, ema, name, seed=5)
     for step in range(3):
         learn(training, step)
     checkpoints.save(training, tmp_path / "step-3", {"step": 3}, main=True)
@@ -63,13 +66,21 @@ def test_goes_on_to_the_bit(ema: float | None, tmp_path: Path) -> None:
     for step in range(3, 6):
         learn(training, step)
         learn(other, step)
-    one, two = everything(training), everything(other)
-    assert one.keys() == two.keys() and len(one) > 100
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
+    assert_equal_tensors(everything(training), everything(other))
 
 
-def test_the_model_in_it_is_the_average_and_classifies(training: Training, tmp_path: Path) -> None:
+def test_momentum_of_muon_is_saved_by_parameter_name(tmp_path: Path) -> None:
+    training = build(tmp_path, None, "muon")
+    learn(training, 0)
+    checkpoints.save(training, tmp_path / "step-1", {"step": 1}, main=True)
+    saved = load_file(tmp_path / "step-1" / checkpoints.STATE)
+    matrix, bias = (f"videomae.encoder.layer.1.output.dense.{name}" for name in ("weight", "bias"))
+    momentum = training.optimizer.state[training.model.get_parameter(matrix)]["momentum_buffer"]
+    assert torch.equal(saved[f"optimizer.{matrix}.momentum_buffer"], momentum) and momentum.any()
+    assert f"optimizer.{matrix}.exp_avg" not in saved and f"optimizer.{bias}.exp_avg" in saved
+
+
+def test_the_model_in_it_is_the_average_and_classifies(training: TrainingState, tmp_path: Path) -> None:
     for step in range(3):
         learn(training, step)
     checkpoints.save(training, tmp_path / "step-3", {"step": 3}, main=True)
@@ -99,7 +110,7 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["no progress", "half of the progress", "half of the weights", "no state", "not in place yet"]
 )
-def test_a_damaged_one_is_passed_over(how: str, training: Training, tmp_path: Path) -> None:
+def test_a_damaged_one_is_skipped(how: str, training: TrainingState, tmp_path: Path) -> None:
     learn(training, 0)
     for step in (8, 9, 10):
         checkpoints.save(training, tmp_path / f"step-{step:08d}", {"step": step}, main=True)
@@ -110,8 +121,8 @@ def test_a_damaged_one_is_passed_over(how: str, training: Training, tmp_path: Pa
 
 
 @pytest.mark.parametrize("call", ["save_file", "_flush"])
-def test_a_full_disk_leaves_what_was_there(
-    call: str, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_keeps_the_earlier_checkpoint(
+    call: str, training: TrainingState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn(training, 0)
     checkpoints.save(training, tmp_path / "step-1", {"step": 1}, main=True)
@@ -121,14 +132,14 @@ def test_a_full_disk_leaves_what_was_there(
 
     monkeypatch.setattr(checkpoints, call, full)
     for folder in (tmp_path / "step-1", tmp_path / "step-2"):
-        with pytest.raises(sttm.SttmError, match="No space left on device; make room"):
+        with pytest.raises(sttm.SttmError, match="No space left on device; free some space"):
             checkpoints.save(training, folder, {"step": 2}, main=True)
     found = checkpoints.latest(tmp_path)
     assert found is not None and found[1]["step"] == 1
     assert not list(tmp_path.glob("*.part")) and not (tmp_path / "step-2").exists()
 
 
-def test_the_last_and_the_best_are_kept(training: Training, tmp_path: Path) -> None:
+def test_the_last_and_the_best_are_kept(training: TrainingState, tmp_path: Path) -> None:
     learn(training, 0)
     for step in range(1, 6):
         checkpoints.save(training, tmp_path / f"step-{step:08d}", {"step": step}, main=True)
@@ -137,12 +148,12 @@ def test_the_last_and_the_best_are_kept(training: Training, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000000{n}" for n in (1, 4, 5)]
 
 
-def test_only_the_main_process_writes(training: Training, tmp_path: Path) -> None:
+def test_only_the_main_process_writes(training: TrainingState, tmp_path: Path) -> None:
     checkpoints.save(training, tmp_path / "step-1", {"step": 1}, main=False)
     assert not (tmp_path / "step-1").exists()
 
 
-def test_copies_hold_the_model_only(training: Training, tmp_path: Path) -> None:
+def test_copies_hold_the_model_only(training: TrainingState, tmp_path: Path) -> None:
     learn(training, 0)
     checkpoints.save(training, tmp_path / "step-1", {"step": 1}, main=True)
     checkpoints.copy_model(tmp_path / "step-1", tmp_path / "best")

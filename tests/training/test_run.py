@@ -1,4 +1,4 @@
-"""Whole runs on small made videos: they learn, they resume to the bit, and they say what is wrong."""
+"""Whole runs on small synthetic videos: they learn, they resume to the bit, and they report what is wrong."""
 
 from __future__ import annotations
 
@@ -19,62 +19,16 @@ from safetensors.torch import load_file, save_file
 import sttm
 from sttm.config import Settings, load
 from sttm.evaluation.evaluate import evaluate
-from sttm.synth.videos import SynthSettings, make
 from sttm.training import checkpoints, recipe
 from sttm.training import run as engine
-from tests.training.test_build import MODELS
-
-RECIPE = """
-data:
-  root: {videos}/videos
-  train: {{list: {videos}/train.json}}
-  validation: {{list: {videos}/validation.json}}
-  labels: {videos}/labels.json
-  workers: 0
-model: {{start: {start}, drop_path: 0.2}}
-merging: {{compute: 0.7}}
-augment: {{mixup: 0.8, cutmix: 1.0, repeats: 2, erasing: 0.3}}
-optimizer: {{lr: 1e-3, steps: 8, batch_size: 8, micro_batch: 4, ema: 0.9, clip_norm: 1.0, smoothing: 0.1}}
-run: {{output: {output}, device: cpu, trackers: [], save_every: 3, evaluate_every: 4, log_every: 2}}
-"""
-
-
-@pytest.fixture(scope="session")
-def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("motion") / "set"
-    return make(folder, SynthSettings(kind="motion", clips=90, seed=0, frames=8, size=32), workers=1)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    return sttm.save(MODELS["videomae"](), tmp_path_factory.mktemp("tiny") / "videomae")
-
-
-@pytest.fixture
-def config(motion: Path, tiny: Path, tmp_path: Path) -> Path:
-    (tmp_path / "c.yaml").write_text(RECIPE.format(videos=motion, start=tiny, output=tmp_path / "run"))
-    return tmp_path / "c.yaml"
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """All that a run ends in: the model, and the state from which it could go on."""
-    last = sorted((run / "checkpoints").glob("step-*"))[-1]
-    return load_file(run / "model" / "model.safetensors") | load_file(last / checkpoints.STATE)
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys() and len(one) > 100
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+from tests.helpers import assert_equal_tensors, final_state, tiny_model, write_recipe
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(motion: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "c.yaml").write_text(RECIPE.format(videos=motion, start=tiny, output=folder / "run"))
-    engine.train(load(folder / "c.yaml"))
-    return weights(folder / "run")
+    engine.train(load(write_recipe(folder, motion, tiny)))
+    return final_state(folder / "run")
 
 
 def test_a_run_leaves_what_it_promises(config: Path, tiny: Path, tmp_path: Path) -> None:
@@ -92,26 +46,26 @@ def test_a_run_leaves_what_it_promises(config: Path, tiny: Path, tmp_path: Path)
     assert sttm.macs(model) == figures["macs"] and model.config.num_labels == 18
     # The model is the average: neither where training started nor where it ended.
     name = "videomae.encoder.layer.1.output.dense.weight"
-    start, end = load_file(tiny / "model.safetensors")[name], weights(run)[f"weights.{name}"]
+    start, end = load_file(tiny / "model.safetensors")[name], final_state(run)[f"weights.{name}"]
     average = model.get_parameter(name)
     assert (start - end).abs().max() > (average - end).abs().max() > 0 < (average - start).abs().max()
     assert (run / "best" / "model.safetensors").exists() and not (run / "best" / checkpoints.STATE).exists()
 
 
-def test_it_learns(motion: Path, tiny: Path, tmp_path: Path) -> None:
-    """Eight clips by heart: the loss falls to nothing, and evaluation finds the labels again."""
+@pytest.mark.parametrize("optimizer", ["lr: 3e-3", "name: muon, lr: 3e-3, muon_lr: 0.02"])
+def test_it_learns(optimizer: str, motion: Path, tiny: Path, tmp_path: Path) -> None:
+    """Fits eight clips: the loss falls, and evaluation on them gives all their labels."""
     few = json.loads((motion / "train.json").read_text())[:8]
     (tmp_path / "few.json").write_text(json.dumps(few))
-    text = RECIPE.format(videos=motion, start=tiny, output=tmp_path / "run").replace(
-        "evaluate_every: 4", "log_every: 40"
-    )
-    (tmp_path / "c.yaml").write_text(text.replace("log_every: 2}", "}").replace("log_every: 40, ", ""))
     sets = [
         f"data.train.list={tmp_path / 'few.json'}", f"data.validation.list={tmp_path / 'few.json'}",
-        "augment={crop: centre, flip: 0}", "model.drop_path=0", "optimizer={lr: 3e-3, steps: 100, batch_size: 8}",
-        "run.evaluate_every=100", "run.log_every=100", f"data.without={absent(motion, few)}",
+        "augment={crop: centre, flip: 0}", "model.drop_path=0", f"optimizer={{{optimizer}, steps: 100, batch_size: 8}}",
+        "run.evaluate_every=100", "run.log_every=10", f"data.without={absent(motion, few)}",
     ]  # fmt: skip
-    figures = engine.train(load(tmp_path / "c.yaml", sets))
+    records: list[dict[str, Any]] = []
+    figures = engine.train(load(write_recipe(tmp_path, motion, tiny), sets), records.append)
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1] < 0.7 * losses[0]
     assert figures["validation"]["top1"] == 1
 
 
@@ -122,7 +76,7 @@ def absent(motion: Path, few: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7])
-def test_goes_on_to_the_bit_wherever_it_broke_off(
+def test_continues_to_the_bit_wherever_it_was_killed(
     killed_after: int,
     config: Path,
     tmp_path: Path,
@@ -142,7 +96,23 @@ def test_goes_on_to_the_bit_wherever_it_broke_off(
         patch.setattr(engine._Run, "_learn", until)
         engine.train(load(config))
     engine.train(load(config, ["data.workers=1", "optimizer.micro_batch=4"]))
-    assert_same(weights(tmp_path / "run"), uninterrupted)
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
+
+
+def test_muon_continues_to_the_bit(config: Path, tmp_path: Path) -> None:
+    muon = ["optimizer.name=muon", "optimizer.layer_decay=0.7", "merging.warmup_steps=2"]
+    engine.train(load(config, [*muon, f"run.output={tmp_path / 'whole'}"]))
+
+    def stop(record: dict[str, Any]) -> None:
+        if record.get("step") == 4 and "loss" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(engine.Stopped):
+        engine.train(load(config, muon), stop)
+    engine.train(load(config, muon))
+    state = final_state(tmp_path / "run")
+    assert_equal_tensors(state, final_state(tmp_path / "whole"))
+    assert any(name.endswith(".momentum_buffer") for name in state)
 
 
 def start(config: Path, *more: str) -> subprocess.Popen[str]:
@@ -160,7 +130,7 @@ def wait_for(path: Path, pattern: str) -> None:
 
 @pytest.mark.slow
 def test_sigkill_and_sigterm(config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
-    """Killed in the middle of writing a checkpoint; then told to stop; then run to its end, as if nothing had been."""
+    """Killed in the middle of writing a checkpoint; then stopped; then run to its end, with the same result."""
     folder = tmp_path / "run" / "checkpoints"
     process = start(config)
     wait_for(folder, "*.part")
@@ -183,11 +153,11 @@ def test_sigkill_and_sigterm(config: Path, tmp_path: Path, uninterrupted: dict[s
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["steps"] == 8
-    assert_same(weights(tmp_path / "run"), uninterrupted)
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
     assert not list(folder.glob("*.part"))
 
 
-def test_a_signal_is_obeyed_after_the_step(config: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_run_after_the_step(config: Path, tmp_path: Path) -> None:
     def at_two(record: dict[str, Any]) -> None:
         if record.get("step") == 2 and "loss" in record:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -199,25 +169,25 @@ def test_a_signal_is_obeyed_after_the_step(config: Path, tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_signal_breaks_off_an_evaluation_which_the_continuation_does_first(
+def test_a_signal_stops_an_evaluation_with_which_the_continuation_begins(
     config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told_meanwhile(*args: Any, **kwargs: Any) -> Any:
+    def with_signal(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(engine.Stopped) as stopped:
-        patch.setattr(engine, "evaluate", told_meanwhile)
+        patch.setattr(engine, "evaluate", with_signal)
         engine.train(load(config))
     assert stopped.value.step == 4
     assert json.loads((stopped.value.checkpoint / checkpoints.PROGRESS).read_text())["evaluated"] == 3
     records: list[dict[str, Any]] = []
     engine.train(load(config), records.append)
     assert [r["step"] for r in records if r.get("event") == "evaluation"] == [4, 8]
-    assert_same(weights(tmp_path / "run"), uninterrupted)
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
 
 
-def test_a_test_list_without_labels_is_passed_over(motion: Path, config: Path) -> None:
+def test_a_test_list_without_labels_is_skipped(motion: Path, config: Path) -> None:
     assert "label" not in json.loads((motion / "test.json").read_text())[0]
     figures = engine.train(load(config, [f"data.test.list={motion / 'test.json'}", "optimizer.steps=1"]))
     assert "test" not in figures and "validation" in figures
@@ -225,12 +195,12 @@ def test_a_test_list_without_labels_is_passed_over(motion: Path, config: Path) -
 
 def test_a_finished_run_stays_as_it_is(config: Path, tmp_path: Path) -> None:
     first = engine.train(load(config))
-    before = weights(tmp_path / "run")
+    before = final_state(tmp_path / "run")
     again = engine.train(load(config))
     for timing in ("seconds", "clips_per_s"):
         del first["validation"][timing], again["validation"][timing]
     assert first == again
-    assert_same(weights(tmp_path / "run"), before)
+    assert_equal_tensors(final_state(tmp_path / "run"), before)
 
 
 def test_only_the_last_and_the_best_are_kept(config: Path, tmp_path: Path) -> None:
@@ -252,7 +222,7 @@ def refused(settings: Settings) -> str:
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recipe.loss_of
+    real = recipe.classification_loss
     calls: list[int] = []
 
     def sometimes(*args: Any) -> Any:
@@ -260,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
         return real(*args) * (float("nan") if len(calls) == 10 else 1)  # in the fifth step, of two micro-batches
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "loss_of", sometimes)
+        patch.setattr(recipe, "classification_loss", sometimes)
         sentence = refused(load(config))
     good = tmp_path / "run" / "checkpoints" / "step-00000004"
     assert "the loss is not finite at step 5, on " in sentence and f"the last good checkpoint is {good}" in sentence
@@ -269,20 +239,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
     engine.train(load(config))
 
 
-def test_every_step_has_noise_of_its_own(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = recipe.loss_of
+def test_every_step_has_a_seed_of_its_own(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recipe.classification_loss
     seeds: list[int] = []
 
     def noted(*args: Any) -> Any:
         seeds.append(torch.initial_seed())
         return real(*args)
 
-    monkeypatch.setattr(recipe, "loss_of", noted)
+    monkeypatch.setattr(recipe, "classification_loss", noted)
     engine.train(load(config, ["optimizer.steps=4"]))
     assert len(seeds) == 8 and len(set(seeds)) == 4  # two micro-batches a step
 
 
-def test_a_run_is_not_gone_on_with_under_other_settings(config: Path, motion: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_other_settings(config: Path, motion: Path, tmp_path: Path) -> None:
     engine.train(load(config))
     assert "optimizer.lr=0.001 and this config says 0.002" in refused(load(config, ["optimizer.lr=2e-3"]))
     assert "run.seed=0 and" in refused(load(config, ["run.seed=1"]))
@@ -296,10 +266,10 @@ def test_a_run_is_not_gone_on_with_under_other_settings(config: Path, motion: Pa
     assert f"a run on other classes ({names[4]!r} now and {names[3]!r} there)" in sentence
 
 
-def test_settings_that_cannot_be_together(config: Path) -> None:
+def test_settings_that_contradict_each_other(config: Path) -> None:
     assert "warmup_steps=8 takes all" in refused(load(config, ["merging.warmup_steps=8"]))
-    for name in ("crayons", "trackio"):  # one that nobody knows, one that is not installed here
-        assert f"run.trackers has {name}, which is unknown or not installed; there are tensorboard" in refused(
+    for name in ("crayons", "trackio"):  # one that is unknown, one that is not installed here
+        assert f"run.trackers has {name}, which is unknown or not installed; available are tensorboard" in refused(
             load(config, [f"run.trackers=[{name}]"])
         )
 
@@ -343,7 +313,7 @@ def test_nan_weights_in_the_start_are_refused(config: Path, tiny: Path, tmp_path
 
 def test_distillation_checkpointing_and_bf16_run(config: Path, motion: Path, tmp_path: Path) -> None:
     labels = list(json.loads((motion / "labels.json").read_text()))
-    model = MODELS["videomae"]()
+    model = tiny_model("videomae")
     model.config.id2label = dict(enumerate(labels))
     model.classifier = torch.nn.Linear(24, len(labels))
     model.config.num_labels = len(labels)

@@ -1,6 +1,6 @@
-"""What a training run can be told: strict sections, each setting with its meaning beside it.
+"""The settings of a training run, in strict sections; each setting has its meaning below it.
 
-A key that nobody knows is an error. Settings that contradict each other are found here, before anything is loaded.
+An unknown key is an error. Settings that contradict each other are reported here, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sttm.errors import SttmError
+from sttm.config.views import parse_views
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -18,17 +18,8 @@ Steps = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
-
-def parse_views(text: str) -> tuple[int, int]:
-    """Read "5x3" as five temporal views times three spatial crops.
-
-    Raises:
-        SttmError: if it says anything else.
-    """
-    temporal, _, spatial = text.partition("x")
-    if not temporal.isdecimal() or int(temporal) < 1 or spatial not in ("1", "3"):
-        raise SttmError(f"views={text} is not TxS: give 1 or more in time and 1 or 3 in space, such as 5x3.")
-    return int(temporal), int(spatial)
+#: Peak learning rate of Muon, where none is set.
+MUON_LR = 0.02
 
 
 class _Strict(BaseModel):
@@ -36,20 +27,20 @@ class _Strict(BaseModel):
 
 
 class SplitSettings(_Strict):
-    """Where the videos of one split are listed, and which lines of the list count."""
+    """The annotations of one split, and which of their lines to use."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # where: {fold: 1}
 
     list: Path
-    """An annotation file, a folder with a folder for each class, or a pattern of tar shards."""
+    """An annotation file, a folder with one folder per class, or a pattern of tar shards."""
     layout: str = "auto"
-    """How to read it (see `sttm.data.datasets.formats.FORMATS`); "auto" looks at the file."""
+    """Its annotation format (see `sttm.data.datasets.formats.FORMATS`); "auto" detects it."""
     root: Path | None = None
-    """Folder that the videos' paths start from; `data.root` if left out, or else the list's own folder."""
+    """Folder that the videos' paths are relative to; default: `data.root`, or else the folder of the list."""
     split: str | None = None
-    """Lines whose column `split` says this, of a list that has one."""
+    """Use only the lines with this value in the column `split`."""
     where: dict[str, str | tuple[str, ...]] = {}
-    """Columns of a csv with the value, or the values, that a line must have there."""
+    """Use only the lines with this value, or one of these values, in each named column of a csv file."""
 
 
 class DataSettings(_Strict):
@@ -59,181 +50,215 @@ class DataSettings(_Strict):
     validation: SplitSettings | None = None
     test: SplitSettings | None = None
     root: Path | None = None
+    """Folder that the videos' paths of all splits are relative to."""
     labels: Path | None = None
-    """Names of the classes in the order of their numbers: labels.json, classInd.txt, a label map with a name a line."""
+    """Names of the classes in the order of their numbers: labels.json, classInd.txt, or a file with a name a line."""
     without: tuple[str, ...] = ()
     """Classes to leave out."""
     max_missing: Share = 0.05
-    """Share of a list that may be missing or unreadable; above it nothing starts."""
+    """Largest share of a list that may be missing or unreadable; above it, training does not start."""
     direction_sensitive: bool | None = None
-    """Whether left and right tell classes apart, so that no clip may be mirrored; left out, the labels tell."""
+    """Whether classes differ in left and right, so that no clip is mirrored; default: judged by the class names."""
     workers: Steps | None = None
-    """Processes that decode, for each training process; left out, one less than the cores of each, at least one."""
+    """Decoding processes for each training process; default: one less than its share of the cores, at least one."""
     cache_gib: NotNegative = 0.0
-    """Memory for decoded videos in each worker, for small sets that are read many times."""
+    """Memory in GiB for decoded videos in each worker, for small sets that are read in many epochs."""
 
 
 class ModelSettings(_Strict):
-    """The backbone, and the clips it gets."""
+    """The backbone, and the clips that it takes."""
 
     start: str | None = None
-    """A bundled name, a folder or a hub id to start from; left out, `family` and `config` describe one from nothing."""
+    """Checkpoint to start from: a bundled name, a folder or a hub id. Without it, `family` is trained from scratch."""
     family: str | None = None
+    """Model family to train from scratch: videomae, vivit, timesformer or vjepa2."""
     config: dict[str, Any] = {}
-    """Arguments of the family's transformers config; with `start`, changes to the checkpoint's own."""
+    """Arguments of the family's transformers config; with `start`, changes to the checkpoint's config."""
     frames: Count | None = None
-    """Frames of a clip; left out, what the checkpoint takes. Positions learnt for another number are interpolated."""
+    """Frames of a clip; default: those of the checkpoint. Learned position embeddings are interpolated to them."""
     sampling: Literal["uniform", "dense"] | None = None
+    """Frames spread over the whole video, or a stretch of it at `stride`; default: as the checkpoint."""
     stride: Count | None = None
-    """Distance between dense frames."""
+    """Distance between the frames of dense sampling."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Rate at which the last block is skipped for a clip; it grows from 0 at the first."""
+    """Probability of skipping the last block (stochastic depth); it grows linearly from 0 at the first block."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
-    """How attention is computed; left out, transformers chooses. A small model on a CPU trains faster with eager."""
+    """Attention implementation; default: transformers' choice. Eager is faster for small models on a CPU."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Gradient checkpointing: recompute activations in the backward pass, for less memory and more time."""
     compile: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.start is None) == (self.family is None):
-            raise ValueError("give start (a checkpoint) or family (a model from nothing), and one of the two only")
+            raise ValueError("give start (a checkpoint) or family (a model from scratch), and one of the two only")
         if self.stride is not None and self.sampling != "dense":
-            raise ValueError("stride belongs to sampling: dense")
+            raise ValueError("stride belongs to sampling: dense; set that too, or leave stride out")
         return self
 
 
 class MergingSettings(_Strict):
-    """The merger; compute: 1 trains the plain model."""
+    """Token merging; compute: 1 trains the plain model."""
 
     compute: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Multiply-adds of the merged model over those of the plain one on the same clips."""
+    """Multiply-adds of the merged model over those of the plain one on the same clips; default: as the checkpoint."""
     match_frames: Count | None = None
-    """Instead of compute: spend what the plain model spends on clips of this many frames."""
+    """In place of compute: merge down to the multiply-adds of the plain model on clips of this many frames."""
     method: str = "sttm"
+    """"sttm", or the name of a baseline."""
     learned: bool = True
+    """Give the mergers their trainable parameters."""
     selector: str | None = None
+    """How meta tokens are chosen (see `sttm.TokenMerger`); default: the method's own."""
     layers: tuple[Steps, ...] | None = None
-    """Blocks to merge before, counted from 0; left out, the schedule chooses."""
+    """Blocks to merge before, counted from 0; default: the schedule's."""
     window: Count | None = None
-    """Token frames that the first merger joins to one."""
+    """Token frames that the first merger joins into one; default: the method's own."""
     warmup_steps: Steps = 0
-    """Steps at the start in which only the merger's own parameters learn."""
+    """First steps, in which only the mergers' parameters are trained."""
 
     @property
     def merges(self) -> bool:
+        """Return whether a compute below that of the plain model is asked for."""
         return self.match_frames is not None or (self.compute is not None and self.compute < 1)
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Self:
+    def _one_target(self) -> Self:
         if self.compute is not None and self.match_frames is not None:
-            raise ValueError("compute and match_frames both set the budget; give one of them")
+            raise ValueError("compute and match_frames both set the compute target; give one of them")
         if self.warmup_steps and not (self.learned and self.merges):
-            raise ValueError("warmup_steps trains the merger alone, so it needs learned: true and compute below 1")
+            raise ValueError("warmup_steps trains only the mergers, so it needs learned: true and compute below 1")
         return self
 
 
 class AugmentSettings(_Strict):
-    """How training clips are varied; the same for all frames of a clip."""
+    """Augmentation of training clips, the same for all frames of a clip."""
 
     crop: Literal["random_resized", "multi_scale", "centre"] = "random_resized"
     crop_area: tuple[Positive, Positive] = (0.5, 1.0)
-    """Least and greatest part of the frame's area that random_resized cuts out."""
+    """Smallest and largest share of the frame's area that random_resized crops."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333)
+    """Smallest and largest aspect ratio (width over height) of that crop."""
     flip: Share = 0.5
-    """Chance to mirror a clip; never done where the data set is direction-sensitive."""
+    """Probability of mirroring a clip; clips of a direction-sensitive data set are never mirrored."""
     randaugment: Steps = 0
-    """Operations for each clip; 0 for none."""
+    """RandAugment operations for each clip; 0 for none."""
     magnitude: Annotated[int, Field(ge=1, le=10)] = 7
-    """Strength of these operations, of 10."""
+    """Magnitude of these operations, from 1 to 10."""
     erasing: Share = 0.0
-    """Chance to blot out a box, the same in all frames."""
+    """Probability of erasing a random box, the same in all frames."""
     mixup: NotNegative = 0.0
     """Alpha of the Beta distribution of mixup; 0 for none."""
     cutmix: NotNegative = 0.0
+    """Alpha of the Beta distribution of cutmix; 0 for none."""
     repeats: Count = 1
-    """Differently varied clips from each decoded video (repeated augmentation)."""
+    """Differently augmented clips of each decoded video (repeated augmentation)."""
 
     @field_validator("crop_area", "crop_ratio")
     @classmethod
     def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
-            raise ValueError(f"the least, {value[0]}, is above the greatest, {value[1]}")
+            raise ValueError(f"the smallest, {value[0]}, is above the largest, {value[1]}; swap them")
         return value
 
     @property
     def mixes(self) -> bool:
+        """Return whether mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class OptimizerSettings(_Strict):
-    """AdamW, warm-up and cosine."""
+    """The optimizer and its schedule: a linear warm-up, then half a cosine."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of blocks and mergers, AdamW for the rest (embeddings, head, norms, biases)."""
     lr: Positive = 1e-4
+    """Peak learning rate of AdamW."""
+    muon_lr: Positive = MUON_LR
+    """Peak learning rate of Muon; it follows the same schedule as `lr`."""
     min_lr: NotNegative = 1e-6
+    """Learning rate at the end of the schedule."""
     epochs: Positive | None = None
+    """Length of the run in epochs; give this or `steps`."""
     steps: Count | None = None
+    """Length of the run in optimizer steps."""
     warmup_steps: Steps | None = None
-    """Left out: a tenth of all steps."""
+    """Steps of the warm-up; default: a tenth of all steps."""
     batch_size: Count = 32
-    """Clips that one step learns from, over all processes: the same number means the same training on any machine."""
+    """Clips of one step over all processes: the same number means the same training on any machine."""
     micro_batch: Count | None = None
-    """Clips that go through the model at once in one process; the rest is accumulated. Left out: all of its share."""
+    """Clips that the model of one process takes at once; gradients are accumulated. Default: its share of the batch."""
     weight_decay: NotNegative = 0.05
+    """Weight decay; biases, norms and position embeddings have none."""
+    muon_weight_decay: NotNegative | None = None
+    """Weight decay of the matrices that Muon trains; default: `weight_decay`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Betas of AdamW."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the rate of each block below the last."""
+    """Factor on the learning rate of each block relative to the block after it."""
     merger_lr: Positive | None = None
-    """Rate of the merger's own parameters; that of the last block if left out."""
+    """Peak learning rate of the mergers' parameters; default: `lr`. Under Muon, `merger_lr / lr` also scales
+    `muon_lr` for the mergers' matrices."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing."""
     clip_norm: Positive | None = None
+    """Largest norm of the gradient of all parameters; longer gradients are scaled down to it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the weights, which is then what is evaluated and saved as the model."""
+    """Decay of the moving average of the weights, which is then evaluated and saved as the model."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give epochs or steps, and one of the two only")
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}; lower it")
+        if self.name != "muon" and (self.muon_lr != MUON_LR or self.muon_weight_decay is not None):
+            raise ValueError("muon_lr and muon_weight_decay belong to name: muon; set that too, or leave them out")
         return self
 
 
 class DistillationSettings(_Strict):
-    """Learning from the plain model's logits besides the labels."""
+    """Distillation loss: the logits of a teacher as targets, beside the labels."""
 
     weight: Share = 0.5
-    """Part of the loss that the teacher has."""
+    """Weight of the distillation loss; the classification loss has the rest."""
     temperature: Positive = 1.0
     teacher: str | None = None
-    """Name, folder or hub id; left out, the plain model that training starts from."""
+    """Name, folder or hub id of the teacher; default: the plain model that training starts from."""
 
 
 class RunSettings(_Strict):
-    """Where and how it runs."""
+    """Output folder, seed, device and logging."""
 
     output: Path
+    """Folder of the run; a run that was stopped continues there."""
     seed: Steps = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on; auto: a CUDA device if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 trains under autocast; the weights stay in fp32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the model: a copy each (DDP), or shards of its weights (FSDP)."""
     trackers: tuple[str, ...] = ("tensorboard",)
+    """Experiment trackers of accelerate to log to."""
     log_every: Count = 10
     save_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 2
-    """Last checkpoints to keep, besides the best one."""
+    """Number of last checkpoints to keep, besides the best one."""
     evaluate_every: Count | None = None
-    """Steps between evaluations on the validation split; left out, one an epoch."""
+    """Steps between evaluations on the validation split; default: one epoch."""
 
 
 class EvaluationSettings(_Strict):
-    """Multi-view testing."""
+    """Multi-view evaluation."""
 
     views: str = "1x1"
     """Views in time x crops in space."""
     average: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over the views of a video."""
     batch_size: Count = 8
+    """Views that the model takes at once."""
 
     @field_validator("views")
     @classmethod
@@ -243,7 +268,7 @@ class EvaluationSettings(_Strict):
 
 
 class Settings(_Strict):
-    """One training run, whole."""
+    """All settings of one training run."""
 
     data: DataSettings
     model: ModelSettings
@@ -255,19 +280,21 @@ class Settings(_Strict):
     run: RunSettings
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
-        optimizer, augment = self.optimizer, self.augment
-        if optimizer.batch_size % augment.repeats:
-            raise ValueError(
-                f"optimizer.batch_size={optimizer.batch_size} is not a multiple of augment.repeats={augment.repeats}"
-            )
+    def _consistent(self) -> Self:
+        optimizer, repeats = self.optimizer, self.augment.repeats
+        batch = f"optimizer.batch_size={optimizer.batch_size}"
+        if optimizer.batch_size % repeats:
+            raise ValueError(f"{batch} is not a multiple of augment.repeats={repeats}; change one of the two")
         if optimizer.micro_batch is not None and optimizer.batch_size % optimizer.micro_batch:
+            raise ValueError(f"{batch} is not a multiple of micro_batch={optimizer.micro_batch}; change one of the two")
+        if optimizer.name == "muon" and self.run.strategy == "fsdp":
             raise ValueError(
-                f"optimizer.batch_size={optimizer.batch_size} is not a multiple of micro_batch={optimizer.micro_batch}"
+                "optimizer.name=muon needs whole matrices and run.strategy=fsdp shards them; use run.strategy=ddp, or "
+                "optimizer.name=adamw"
             )
         if self.distillation is not None and self.distillation.teacher is None:
             if not self.merging.merges:
-                raise ValueError("distillation from the plain model needs a merged one: set merging.compute below 1")
+                raise ValueError("distillation from the plain model needs a merged one; set merging.compute below 1")
             if self.model.start is None:
-                raise ValueError("distillation needs a teacher: a model from nothing has nothing to teach")
+                raise ValueError("distillation for a model from scratch needs a teacher; set distillation.teacher")
         return self

@@ -1,6 +1,6 @@
-"""A model to train: from a checkpoint, with a head for other classes and at another number of frames, or from nothing.
+"""The model to train: from a checkpoint, with a new head or another number of frames if needed, or from scratch.
 
-Legend: K classes, C width, T token frames, S tokens in a frame, P prefix tokens.
+Legend: N tokens, C width, T token frames, S tokens in a frame, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -25,42 +25,41 @@ from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES
 from sttm.data.video.read import Sampling
-from sttm.errors import SttmError
+from sttm.errors import SttmError, first_line
 from sttm.patching import api
-from sttm.patching.plan import Plan
 from sttm.patching.saving import MODEL_TYPE, PLAN_FILE, read_config
 
 HEAD = "classifier"  # in all families of transformers' video models
-#: Tables of learnt positions over time, by family, and whether an entry is a whole frame of tokens.
-LEARNT_POSITIONS = {
+#: Learned position embeddings over time by family, and whether they have an entry for each token of a frame.
+LEARNED_POSITIONS = {
     "timesformer": ("timesformer.embeddings.time_embeddings", False),
     "vivit": ("vivit.embeddings.position_embeddings", True),
 }
 
 
-def make(settings: Settings, classes: Sequence[str]) -> tuple[Any, Preprocess, Any]:
-    """The model that training starts with, its preprocessing, and the teacher (or None).
+def build_model(settings: Settings, classes: Sequence[str]) -> tuple[Any, Preprocess, Any]:
+    """Return the model that training starts with, its preprocessing, and the teacher (or None).
 
-    The same seed makes the same model: a new head, and mergers put in, are drawn from `settings.run.seed`.
+    A new head and new mergers are initialised from `settings.run.seed`, so the same seed gives the same model.
 
     Raises:
-        SttmError: for a checkpoint, a family, a setting or a budget that cannot be.
+        SttmError: for a checkpoint, family, setting or compute target that is not valid.
     """
     torch.manual_seed(settings.run.seed)
     if settings.model.start is None:
-        model, preprocess = _from_nothing(settings.model, classes)
+        model, preprocess = _from_scratch(settings.model, classes)
     else:
         model, preprocess = _from_checkpoint(settings.model, classes)
     if settings.model.attention is not None:
-        with _sentences(f"use model.attention={settings.model.attention}"):
+        with _one_sentence(f"use model.attention={settings.model.attention}"):
             model.set_attn_implementation(settings.model.attention)
     preprocess = replace(preprocess, sampling=_sampling(settings.model, preprocess.sampling))
     teacher = _teacher(settings, model, classes)
-    _merge(model, settings)
+    _bring_to_compute(model, settings.merging)
     return model.train(), preprocess, teacher
 
 
-def _from_nothing(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any, Preprocess]:
+def _from_scratch(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any, Preprocess]:
     from transformers import AutoConfig, AutoModelForVideoClassification
 
     assert settings.family is not None
@@ -73,7 +72,7 @@ def _from_nothing(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any,
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         preprocess = Preprocess.from_folder(folder)
-    with _sentences("make a model from nothing"):
+    with _one_sentence("make a model from scratch"):
         return AutoModelForVideoClassification.from_config(config), preprocess
 
 
@@ -82,7 +81,7 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
 
     assert settings.start is not None
     folder = models.resolve(settings.start)
-    with _sentences(f"load {settings.start}"):
+    with _one_sentence(f"load {settings.start}"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         config = config.inner() if config.model_type == MODEL_TYPE else config
         _change(config, settings.config)
@@ -97,7 +96,7 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
                 local_files_only=True,
             )
     _check_loaded(model, info, settings.start)
-    _stretch_positions(model, folder, {str(key[0]) for key in info["mismatched_keys"]})
+    _interpolate_positions(model, folder, {str(key[0]) for key in info["mismatched_keys"]})
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
     if (folder / PLAN_FILE).exists():
         models.install_saved(model, folder)
@@ -109,14 +108,16 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
 
 
 def _change(config: Any, changes: dict[str, Any]) -> None:
+    """Set the settings of a transformers config."""
     known = config.to_dict()
     for key, value in changes.items():
         if key not in known:
-            raise SttmError(f"model.config.{key} is no setting of a {config.model_type} model; see its config.json")
+            raise SttmError(f"model.config.{key} is not a setting of a {config.model_type} model; see its config.json")
         setattr(config, key, value)
 
 
 def _set_frames(config: Any, frames: int | None) -> None:
+    """Set the number of frames in a transformers config, by the family's own key."""
     if frames is None:
         return
     tubelet = getattr(config, "tubelet_size", 1)
@@ -127,50 +128,51 @@ def _set_frames(config: Any, frames: int | None) -> None:
 
 
 def _check_loaded(model: nn.Module, info: dict[str, Any], name: str) -> None:
-    """Only the head, and what a pre-training checkpoint has no use for, may be without weights."""
+    """Check that only the head, and parts that pre-training does not have, are without weights."""
     base = f"{model.base_model_prefix}."
-    lacking = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
-    if lacking:
-        raise SttmError(f"{name} has no weights for {lacking[0]}; start from a checkpoint of the same family and size")
-    table, _ = LEARNT_POSITIONS.get(model.config.model_type, ("", False))  # type: ignore[union-attr, arg-type]
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
+    if missing:
+        raise SttmError(f"{name} has no weights for {missing[0]}; start from a checkpoint of the same family and size")
+    table, _ = LEARNED_POSITIONS.get(model.config.model_type, ("", False))  # type: ignore[union-attr, arg-type]
     other = [key for key in info["mismatched_keys"] if key[0] != table and not key[0].startswith(HEAD)]
     if other:
         key, found, wanted = other[0]
         raise SttmError(
-            f"{name} has {key} of shape {tuple(found)} and the model wants {tuple(wanted)}; leave that setting of "
-            "model.config as the checkpoint has it (only the frames and the classes may change)"
+            f"{name} has {key} of shape {tuple(found)} and the model needs {tuple(wanted)}; leave that setting of "
+            "model.config as the checkpoint has it (only frames and classes may change)"
         )
 
 
-def _stretch_positions(model: nn.Module, folder: Path, mismatched: set[str]) -> None:
-    """Learnt positions for another number of frames, interpolated in time from the checkpoint's."""
-    table, whole_frames = LEARNT_POSITIONS.get(str(model.config.model_type), ("", False))  # type: ignore[union-attr]
+def _interpolate_positions(model: nn.Module, folder: Path, mismatched: set[str]) -> None:
+    """Interpolate the checkpoint's learned position embeddings in time, for another number of frames."""
+    table, whole_frames = LEARNED_POSITIONS.get(str(model.config.model_type), ("", False))  # type: ignore[union-attr]
     if table not in mismatched:
         return
-    given_1NC, parameter = _stored(folder, table), model.get_parameter(table)
+    stored_1NC, parameter = _stored(folder, table), model.get_parameter(table)
     prefix = 1 if whole_frames else 0
     tokens = backbone_of(model).grid(model, backbone_of(model).clip_shape(model)).tokens if whole_frames else 1
-    head_1PC, body_1NC = given_1NC[:, :prefix], given_1NC[:, prefix:]
+    prefix_1PC, body_1NC = stored_1NC[:, :prefix], stored_1NC[:, prefix:]
     frames = (parameter.shape[1] - prefix) // tokens
-    # [1, T*S, C] -> [1, S*C, T], stretched, and back
+    # [1, T*S, C] -> [1, S*C, T], interpolated, and back
     rows = body_1NC.unflatten(1, (-1, tokens)).flatten(2).transpose(1, 2)
     rows = nn.functional.interpolate(rows.float(), frames, mode="linear", align_corners=False)
-    stretched_1NC = rows.transpose(1, 2).unflatten(2, (tokens, -1)).flatten(1, 2)
+    longer_1NC = rows.transpose(1, 2).unflatten(2, (tokens, -1)).flatten(1, 2)
     with torch.no_grad():
-        parameter.copy_(torch.cat((head_1PC, stretched_1NC.to(head_1PC.dtype)), dim=1))
+        parameter.copy_(torch.cat((prefix_1PC, longer_1NC.to(prefix_1PC.dtype)), dim=1))
 
 
 def _stored(folder: Path, name: str) -> Tensor:
+    """Return one tensor of a model folder."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
             if name in weights.keys():
                 tensor: Tensor = weights.get_tensor(name)
                 return tensor
-    raise SttmError(f"{folder} has no {name} to stretch; keep its number of frames (leave model.frames out)")
+    raise SttmError(f"{folder} has no {name} to interpolate; keep its number of frames (leave model.frames out)")
 
 
 def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
-    """A head for these classes: the checkpoint's own rows where it knows all of them, or a new one."""
+    """Give the model a head for these classes: the rows of its own head if it has all of them, or a new one."""
     names = {plain_name(name): int(i) for i, name in model.config.id2label.items()}
     rows = [names.get(plain_name(name)) for name in classes]
     old: nn.Linear = getattr(model, HEAD)
@@ -188,91 +190,72 @@ def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
 
 
 def _sampling(settings: ModelSettings, own: Sampling) -> Sampling:
+    """Return the sampling that the settings ask for; what they leave out is the checkpoint's own."""
     mode = settings.sampling or own.mode
     return Sampling(settings.frames or own.num_frames, mode, settings.stride or (own.stride if mode == "dense" else 1))
 
 
 def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
-    wanted = settings.distillation
-    if wanted is None:
+    """Return the frozen model whose logits the distillation loss compares with, or None."""
+    if settings.distillation is None:
         return None
-    if wanted.teacher is None:
+    name = settings.distillation.teacher
+    if name is None:
         teacher = deepcopy(plain)
         source = str(settings.model.start)
         if api.is_merged(teacher):
             api.remove(teacher)
     else:
-        teacher, source = models.load(wanted.teacher), wanted.teacher
+        teacher, source = models.load(name), name
     saved = read_config(models.resolve(source))
-    known = {plain_name(name) for name in (saved.get("id2label") or {}).values()}
-    unknown = [name for name in classes if plain_name(name) not in known]
+    known = {plain_name(label) for label in (saved.get("id2label") or {}).values()}
+    unknown = [label for label in classes if plain_name(label) not in known]
     if unknown:
-        raise SttmError(f"the teacher {source} does not know the class {unknown[0]}; train it on these classes first")
-    if wanted.teacher is not None:
+        raise SttmError(f"the teacher {source} has no class {unknown[0]}; train it on these classes first")
+    if name is not None:
         _fit_head(teacher, classes, trained=True)
         if backbone_of(teacher).clip_shape(teacher) != backbone_of(plain).clip_shape(plain):
             raise SttmError(
-                f"the teacher {source} takes other clips than the model; choose one of the same frames and size"
+                f"the teacher {source} takes clips of another shape than the model; choose one with the same frames "
+                "and size"
             )
     return teacher.eval().requires_grad_(False)
 
 
-def _merge(model: Any, settings: Settings) -> None:
-    """Brings the model to its budget; mergers that it came with stay if the budget is theirs."""
-    wanted = settings.merging
-    compute = wanted.compute if wanted.match_frames is None else _share_of_frames(model, wanted.match_frames)
+def _bring_to_compute(model: Any, settings: MergingSettings) -> None:
+    """Merge as the settings say; mergers that the model came with stay if they meet the settings."""
+    compute = settings.compute if settings.match_frames is None else _compute_of_frames(model, settings.match_frames)
     if api.is_merged(model):
-        own = api.plan_of(model)
-        if _is_wanted(own, wanted, compute):
-            return
-        compute = own.compute if compute is None else compute
-        api.remove(model)
+        compute = api.plan_of(model).compute if compute is None else compute
+        if compute == 1:
+            api.remove(model)
     if compute is not None and compute < 1:
-        api.apply(
-            model,
-            compute,
-            wanted.method,
-            wanted.learned,
-            selector=wanted.selector,
-            layers=wanted.layers,
-            window=wanted.window,
-        )
+        models.bring_to_compute(
+            model, compute, settings.method, learned=settings.learned, selector=settings.selector,
+            layers=settings.layers, window=settings.window,
+        )  # fmt: skip
 
 
-def _is_wanted(own: Plan, wanted: MergingSettings, compute: float | None) -> bool:
-    """Whether the mergers that a model came with are those asked for; what the settings leave out may be anything."""
-    if compute is not None and not own.compute <= compute < own.compute + 0.01:
-        return False
-    windows = [m.frames_before // m.frames for m in own.mergers[:1]]
-    return (
-        (own.method, own.learned) == (wanted.method, wanted.learned)
-        and wanted.selector in (None, own.selector)
-        and wanted.layers in (None, tuple(m.layer for m in own.mergers))
-        and wanted.window in (None, *windows)
-    )
-
-
-def _share_of_frames(model: Any, frames: int) -> float:
-    """What the plain model would cost at `frames`, over what it costs now."""
+def _compute_of_frames(model: Any, frames: int) -> float:
+    """Return the multiply-adds of the plain model at `frames` over those at its own number of frames."""
     config = deepcopy(model.config)
     _set_frames(config, frames)
     with torch.device("meta"):
         fewer = type(model)(config)
     now = api.plan_of(model).macs_before if api.is_merged(model) else api.macs(model)
-    share = api.macs(fewer) / now
-    if share >= 1:
+    compute = api.macs(fewer) / now
+    if compute >= 1:
         own = backbone_of(model).clip_shape(model)[0]
         raise SttmError(f"merging.match_frames={frames} leaves nothing to merge at model.frames={own}; give fewer")
-    return share
+    return compute
 
 
 @contextmanager
-def _sentences(what: str) -> Iterator[None]:
-    """Turns what transformers raises for a bad checkpoint or config into one sentence."""
+def _one_sentence(what: str) -> Iterator[None]:
+    """Turn the errors of transformers for a bad checkpoint or config into one SttmError."""
     try:
         yield
     except SttmError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise SttmError(f"cannot {what}: {reason}; see model in the config") from error
+        raise SttmError(f"cannot {what}: {first_line(error)}; check the model section of the config") from error

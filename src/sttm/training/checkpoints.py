@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, flushed, and put in place by one rename.
+"""Checkpoints that are complete or absent: written to a temporary folder, flushed, and renamed in one step.
 
-A checkpoint is a model folder that `sttm.load` reads (with the averaged weights, where there are any) and, beside
-them, `training.safetensors` (the optimizer's state, and the raw weights if the model's are averages) and
-`training.json` (step, figures, settings, and the size of every file, by which a damaged one is known).
+A checkpoint is a model folder that `sttm.load` reads (with the averaged weights, if there is an average) and two more
+files: `training.safetensors` (the optimizer's state by parameter name, and the raw weights if the model's are averages)
+and `training.json` (progress, settings, and the size of every file, which shows damage).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sttm import models
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.errors import SttmError
+from sttm.errors import SttmError, first_line
+from sttm.training.optimizer import Optimizer
 from sttm.training.recipe import MovingAverage
 
 STATE, PROGRESS = "training.safetensors", "training.json"
@@ -31,71 +32,92 @@ PART = ".part"
 
 
 @dataclass
-class Training:
-    """What one process trains: the model (unwrapped), its optimizer, and the average, if one is kept."""
+class TrainingState:
+    """What a checkpoint keeps: the model (unwrapped), its optimizer, the moving average if any, the preprocessing."""
 
     model: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     average: MovingAverage | None
     preprocess: Preprocess
 
     @property
     def names(self) -> dict[Tensor, str]:
+        """Return the name of each parameter."""
         return {parameter: name for name, parameter in self.model.named_parameters()}
 
 
-def save(training: Training, folder: Path, progress: Mapping[str, Any], main: bool) -> None:
-    """Writes a checkpoint; every process calls it (shards are gathered), the main one writes.
+@dataclass
+class Progress:
+    """How far a run has come; part of training.json."""
+
+    step: int = 0
+    evaluated: int = 0
+    """The last step after which the evaluation, if one was due, is done."""
+    best_top1: float = -1.0
+    best: str | None = None
+    """Name of the checkpoint that is best on the validation split."""
+    seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Path -> reason of each training video that could not be read."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Progress:
+        """Return the progress that training.json holds among other things."""
+        return cls(**{key: values[key] for key in vars(cls()) if key in values})
+
+
+def save(training: TrainingState, folder: Path, progress: Mapping[str, Any], main: bool) -> None:
+    """Write a checkpoint; every process calls this (shards are gathered), the main one writes.
 
     Raises:
-        SttmError: if it cannot be written (a full disk, a folder without the right to write); nothing is left of it.
+        SttmError: if it cannot be written (a full disk, a read-only folder); no part of it is left.
     """
-    state = {f"optimizer.{name}.{key}": _whole(value) for name, key, value in _optimizer_state(training)}
+    state = {f"optimizer.{name}.{key}": _gathered(value) for name, key, value in _optimizer_state(training)}
     if training.average is not None:
-        state |= {f"weights.{name}": _whole(value) for name, value in training.model.named_parameters()}
-    with training.average.in_place() if training.average is not None else nullcontext():
-        weights = whole_weights(training)
+        state |= {f"weights.{name}": _gathered(value) for name, value in training.model.named_parameters()}
+    with training.average.applied() if training.average is not None else nullcontext():
+        weights = gathered_weights(training)
     if not main:
         return
-    with _whole_or_not_there(folder) as part:
+    with _complete_or_absent(folder) as part:
         _write_model(training, part, weights)
         save_file(state, part / STATE)
         sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
         (part / PROGRESS).write_text(json.dumps({**progress, "files": sizes}, indent=1) + "\n", encoding="utf-8")
 
 
-def save_model(training: Training, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Writes the model alone, as `sttm.load` and `sttm predict` take it.
+def save_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the model alone, as `sttm.load` and `sttm predict` read it.
 
     Raises:
-        SttmError: if it cannot be written; what was there before is still there.
+        SttmError: if it cannot be written; an earlier model in this folder is kept.
     """
-    with _whole_or_not_there(folder) as part:
+    with _complete_or_absent(folder) as part:
         _write_model(training, part, weights)
 
 
 def copy_model(checkpoint: Path, folder: Path) -> None:
-    """Copies the model of a checkpoint, without what only training needs."""
-    with _whole_or_not_there(folder) as part:
+    """Copy the model of a checkpoint, without the files that only training needs."""
+    with _complete_or_absent(folder) as part:
         shutil.copytree(checkpoint, part, ignore=shutil.ignore_patterns(STATE, PROGRESS), dirs_exist_ok=True)
 
 
-def whole_weights(training: Training) -> dict[str, Tensor]:
-    """The state dict on the CPU, gathered from its shards; every process calls it."""
-    return {name: _whole(value) for name, value in training.model.state_dict().items()}
+def gathered_weights(training: TrainingState) -> dict[str, Tensor]:
+    """Return the state dict on the CPU, gathered from its shards; every process calls this."""
+    return {name: _gathered(value) for name, value in training.model.state_dict().items()}
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The last whole checkpoint among those in a folder, with its progress; damaged ones are passed over."""
+    """Return the last complete checkpoint of a folder and its training.json; damaged ones are skipped."""
     for path in sorted(folder.glob("step-*"), reverse=True):
-        progress = _progress_of(path)
+        progress = _read_progress(path)
         if progress is not None:
             return path, progress
     return None
 
 
-def restore(training: Training, folder: Path) -> None:
-    """Brings weights, average and optimizer to where they were; every process calls it."""
+def restore(training: TrainingState, folder: Path) -> None:
+    """Load weights, average and optimizer state from a checkpoint; every process calls this."""
     weights, state = load_file(folder / "model.safetensors"), load_file(folder / STATE)
     raw = {name.removeprefix("weights."): value for name, value in state.items() if name.startswith("weights.")}
     with torch.no_grad():
@@ -117,7 +139,7 @@ def restore(training: Training, folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Leaves the last `keep` checkpoints and the best one; takes away what an interrupted save left."""
+    """Delete all but the last `keep` checkpoints and the best one, and the leftovers of interrupted saves."""
     for part in folder.glob(f"*{PART}"):
         shutil.rmtree(part, ignore_errors=True)
     for path in sorted(folder.glob("step-*"))[:-keep]:
@@ -125,12 +147,12 @@ def prune(folder: Path, keep: int, best: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_model(training: Training, folder: Path, weights: dict[str, Tensor]) -> None:
+def _write_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
     models.save(training.model, folder, weights)
     training.preprocess.to_folder(folder)
 
 
-def _optimizer_state(training: Training) -> list[tuple[str, str, Tensor]]:
+def _optimizer_state(training: TrainingState) -> list[tuple[str, str, Tensor]]:
     names = training.names
     return [
         (names[parameter], key, value)
@@ -139,14 +161,14 @@ def _optimizer_state(training: Training) -> list[tuple[str, str, Tensor]]:
     ]
 
 
-def _whole(value: Tensor) -> Tensor:
-    """A tensor on the CPU by itself, gathered from its shards."""
+def _gathered(value: Tensor) -> Tensor:
+    """Return a copy of a tensor on the CPU, gathered from its shards."""
     full = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full.detach().cpu().contiguous().clone()
 
 
 def _like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor laid out as another: on its device, in its shards."""
+    """Return a gathered tensor on the device, and in the shards, of another."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(other, DTensor):
@@ -154,19 +176,19 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
     return value.to(other.device)
 
 
-def _progress_of(folder: Path) -> dict[str, Any] | None:
-    """What training.json says, or None for a folder that is not a whole checkpoint."""
+def _read_progress(folder: Path) -> dict[str, Any] | None:
+    """Return the content of training.json, or None for a folder that is not a complete checkpoint."""
     try:
         progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in progress["files"].items())
+        complete = all((folder / name).stat().st_size == size for name, size in progress["files"].items())
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return progress if whole and not folder.name.endswith(PART) else None
+    return progress if complete and not folder.name.endswith(PART) else None
 
 
 @contextmanager
-def _whole_or_not_there(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write to, which takes the place of `folder` by a rename once its bytes are on the disk."""
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to, which replaces `folder` by a rename once its bytes are on the disk."""
     part = folder.with_name(folder.name + PART)
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -179,8 +201,8 @@ def _whole_or_not_there(folder: Path) -> Iterator[Path]:
         _flush(folder.parent)
     except (OSError, SafetensorError, SttmError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise SttmError(f"cannot save {folder}: {reason}; make room there or choose another run.output") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise SttmError(f"cannot save {folder}: {reason}; free some space or choose another run.output") from error
 
 
 def _flush(path: Path) -> None:

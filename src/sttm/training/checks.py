@@ -1,23 +1,44 @@
-"""What must hold before a run starts or goes on."""
+"""Checks before a run starts, before it continues, and before each step; those that fail raise SttmError."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sttm.config import Settings
 from sttm.errors import SttmError
 
-#: Settings that may change between a run and its continuation: they say where and how it runs, not what is learnt.
+#: Settings that may change between a run and its continuation, as they do not change what is learned.
 FREE = {"data.root", "data.labels", "data.workers", "data.cache_gib", "optimizer.micro_batch", "evaluation", "run"}
 BOUND = {"run.seed", "run.precision"}
 
 
-def claim(folder: Path) -> None:
-    """Makes the run's folder, and finds out now whether it can be written."""
+def check_device(device: str) -> None:
+    """Check that `run.device` is available."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SttmError("run.device=cuda, but torch sees no CUDA device; use run.device=cpu, or see sttm doctor")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that accelerate knows all `run.trackers` and that they are installed."""
+    from accelerate.tracking import get_available_trackers
+
+    available = [tracker.value for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise SttmError(
+                f"run.trackers has {name}, which is unknown or not installed; available are {', '.join(available)}: "
+                "install it, or set run.trackers=[]"
+            )
+
+
+def make_output(folder: Path) -> None:
+    """Make the run's folder and check that it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -28,12 +49,12 @@ def claim(folder: Path) -> None:
 
 
 def micro_batch(settings: Settings, world: int) -> int:
-    """Clips that go through one process's model at once: as set, or all of its share of the batch."""
+    """Return the clips that one process's model takes at once: as set, or its whole share of the batch."""
     return settings.optimizer.micro_batch or max(1, settings.optimizer.batch_size // world)
 
 
 def lengths(settings: Settings, clips: int) -> tuple[int, int]:
-    """Steps of the run, and between evaluations."""
+    """Return the steps of the run, and the steps between evaluations."""
     epoch = clips * settings.augment.repeats / settings.optimizer.batch_size
     steps = settings.optimizer.steps or max(1, math.ceil((settings.optimizer.epochs or 0) * epoch))
     if settings.merging.warmup_steps >= steps:
@@ -43,26 +64,51 @@ def lengths(settings: Settings, clips: int) -> tuple[int, int]:
     return steps, settings.run.evaluate_every or max(1, math.ceil(epoch))
 
 
-def same_run(settings: Settings, before: dict[str, Any], folder: Path) -> None:
-    """Raises SttmError where a folder holds a run that learns something else."""
+def check_same_run(settings: Settings, before: dict[str, Any], folder: Path) -> None:
+    """Check that a folder's earlier run has the same settings, but for those that are free to change."""
     now, then = (dict(_leaves(values)) for values in (settings.model_dump(mode="json"), before))
     for name in sorted(now.keys() | then.keys()):
         free = any(name == key or name.startswith(f"{key}.") for key in FREE) and name not in BOUND
         if now.get(name) != then.get(name) and not free:
             raise SttmError(
                 f"{folder} holds a run with {name}={then.get(name)} and this config says {now.get(name)}; "
-                "choose another run.output, or delete that folder to begin anew"
+                "choose another run.output, or delete that folder to start again"
             )
 
 
-def same_classes(now: Sequence[str], before: Sequence[str], folder: Path) -> None:
-    """Raises SttmError where the head of a run's model was trained for other classes."""
+def check_same_classes(now: Sequence[str], before: Sequence[str], folder: Path) -> None:
+    """Check that a folder's earlier run was trained on the same classes in the same order."""
     if list(now) != list(before):
         other = next(
             (f"{a!r} now and {b!r} there" for a, b in zip(now, before, strict=False) if a != b), "their number"
         )
         raise SttmError(
-            f"{folder} holds a run on other classes ({other}); give it those again, or choose another run.output"
+            f"{folder} holds a run on other classes ({other}); use the same classes, or choose another run.output"
+        )
+
+
+def not_finite(loss: float, step: int, files: Sequence[str], checkpoint: Path | None) -> SttmError:
+    """Return the error for a loss, or the gradient of a finite loss, that is not finite.
+
+    Args:
+        step: the step under way, counted from 1.
+        files: the videos of its batch.
+        checkpoint: the last complete one.
+    """
+    return SttmError(
+        f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {step}, on "
+        f"{', '.join(dict.fromkeys(files))}; the last good checkpoint is {checkpoint or 'none yet'}: look at these "
+        "files, lower optimizer.lr or set optimizer.clip_norm, and run the command again"
+    )
+
+
+def check_readable(unreadable: Mapping[str, str], videos: int, max_missing: float) -> None:
+    """Check that at most a share `max_missing` of the training videos is unreadable (path -> reason)."""
+    if len(unreadable) > max_missing * videos:
+        path, reason = next(iter(unreadable.items()))
+        raise SttmError(
+            f"{len(unreadable)} of {videos} training videos cannot be read, more than data.max_missing={max_missing:g} "
+            f"allows ({path}: {reason}); see sttm data check"
         )
 
 

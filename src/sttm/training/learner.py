@@ -1,4 +1,4 @@
-"""What one process trains, and how it takes a step.
+"""The model that one process trains, and its forward, backward and optimizer step.
 
 Legend: B clips in a micro-batch, T frames, K classes.
 """
@@ -6,7 +6,7 @@ Legend: B clips in a micro-batch, T frames, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from sttm.config import Settings
 from sttm.data.loader import Batch
 from sttm.devices import DTYPES
 from sttm.patching import api
-from sttm.training import build as start
-from sttm.training import recipe
-from sttm.training.checkpoints import Training
+from sttm.training import build, optimizer, recipe
+from sttm.training.checkpoints import TrainingState
 
 
 class Learner:
@@ -28,34 +27,33 @@ class Learner:
     Attributes:
         training: the model (unwrapped), its optimizer and the average of its weights: what a checkpoint keeps.
         macs: multiply-adds of one clip.
-        plan: where its mergers are; None for a plain model.
+        plan: the plan of its mergers; None for a plain model.
         dtype: of autocast; torch.float32 for none.
     """
 
     def __init__(self, settings: Settings, accelerator: Any, classes: Sequence[str]) -> None:
         self.settings, self.accelerator, device = settings, accelerator, accelerator.device
-        model, preprocess, teacher = start.make(settings, classes)
+        model, preprocess, teacher = build.build_model(settings, classes)
         self.macs, self.plan = api.macs(model), api.plan_of(model) if api.is_merged(model) else None
         model.to(device)
         self.teacher = None if teacher is None else teacher.to(device)
         if settings.model.checkpointing:
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        recipe.drop_paths(model, settings.model.drop_path)
+        recipe.add_drop_path(model, settings.model.drop_path)
         recipe.freeze_unused(model, backbone_of(model).clip_shape(model))
         self.sharded = settings.run.strategy == "fsdp" and accelerator.num_processes > 1
         if self.sharded:
             recipe.shard(model)
         if settings.model.compile:
             model.compile()
-        groups = recipe.parameter_groups(model, settings.optimizer)
-        optimizer = torch.optim.AdamW(groups, lr=settings.optimizer.lr, betas=settings.optimizer.betas)
         average = recipe.MovingAverage(model, settings.optimizer.ema) if settings.optimizer.ema else None
-        self.training = Training(model, optimizer, average, preprocess)
+        own_optimizer = optimizer.make_optimizer(model, settings.optimizer)
+        self.training = TrainingState(model, own_optimizer, average, preprocess)
         self.wrapped: Any = model if self.sharded else accelerator.prepare_model(model)
         self.dtype = DTYPES[settings.run.precision]
 
     def backward(self, micro_batches: list[Batch], step: int) -> tuple[float, float]:
-        """Gradients of a step, counted from 0, over all processes; its loss, and their norm before they are cut."""
+        """Compute the gradients of a step, counted from 0; return its loss and their norm before clipping."""
         torch.manual_seed(recipe.step_seed(self.settings.run.seed, step, self.accelerator.process_index))
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(micro_batches):
@@ -64,38 +62,39 @@ class Learner:
                 loss = self._loss(batch) / len(micro_batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = recipe.total_norm(self.training.model.parameters(), self.settings.optimizer.clip_norm)
+        norm = optimizer.clip_gradients(self.training.model.parameters(), self.settings.optimizer.clip_norm)
         return float(self.accelerator.reduce(total, "mean")), float(norm)
 
     def step(self, step: int, steps: int) -> float:
-        """Moves the weights along the gradients; the rate at which."""
+        """Update the weights, and their average; return the learning rate."""
         settings, training = self.settings, self.training
-        lr = recipe.rate(step, steps, settings.optimizer)
-        recipe.set_rates(training.optimizer, lr, only_mergers=step < settings.merging.warmup_steps)
+        lr = optimizer.learning_rate(step, steps, settings.optimizer)
+        only_mergers = step < settings.merging.warmup_steps
+        optimizer.set_learning_rates(training.optimizer, lr, only_mergers=only_mergers)
         training.optimizer.step()
         training.optimizer.zero_grad()
         if training.average is not None:
             training.average.update(step)
         return lr
 
-    def averaged(self) -> Any:
-        """A context in which the model has the average of its weights, if one is kept."""
-        return nullcontext() if self.training.average is None else self.training.average.in_place()
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if there is one."""
+        return nullcontext() if self.training.average is None else self.training.average.applied()
 
     def _loss(self, batch: Batch) -> Tensor:
-        device, how = self.accelerator.device, self.settings.distillation
+        device, distillation = self.accelerator.device, self.settings.distillation
         pixels_BTCHW, targets_BK = batch.pixels_BTCHW.to(device, non_blocking=True), batch.targets_BK.to(device)
         weight_B = batch.weight_B.to(device)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits_BK = _clip_logits(self.wrapped(pixels_BTCHW).logits, len(pixels_BTCHW))
-            loss = recipe.loss_of(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
-            if self.teacher is None or how is None:
+            loss = recipe.classification_loss(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
+            if self.teacher is None or distillation is None:
                 return loss
             with torch.no_grad():
                 teacher_BK = _clip_logits(self.teacher(pixels_BTCHW).logits, len(pixels_BTCHW))
-            return recipe.taught(loss, logits_BK, teacher_BK, weight_B, how)
+            return recipe.add_distillation_loss(loss, logits_BK, teacher_BK, weight_B, distillation)
 
 
 def _clip_logits(logits: Tensor, clips: int) -> Tensor:
-    """Logits [B K]; a space-only TimeSformer gives a row for each frame: [B*T K] -> [B T K] -> [B K]."""
+    """Return logits [B K]; a space-only TimeSformer gives a row for each frame: [B*T K] -> [B T K] -> [B K]."""
     return logits if len(logits) == clips else logits.unflatten(0, (clips, -1)).mean(1)

@@ -1,4 +1,4 @@
-"""Watching a run: signals that ask it to stop, and how fast it goes."""
+"""Signals that ask a run to stop, and the figures that it logs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Stopped(Exception):  # noqa: N818 - not an error: a run that did as it was told
-    """A run that was told to stop (SIGTERM, Ctrl-C) and saved what it had."""
+class Stopped(Exception):  # noqa: N818 - not an error: the run did what it was asked to do
+    """A signal (SIGTERM, Ctrl-C) stopped the run, which has saved a checkpoint."""
 
     signal: int
     step: int
@@ -24,14 +24,14 @@ class Stopped(Exception):  # noqa: N818 - not an error: a run that did as it was
 
 
 @contextmanager
-def listen(told: list[int]) -> Iterator[None]:
-    """Writes down SIGTERM and SIGINT instead of dying of them, so that the step under way can end and be saved."""
+def listen(received: list[int]) -> Iterator[None]:
+    """Collect SIGTERM and SIGINT in a list instead of ending the process, so that the current step can be saved."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        signal.signal(number, lambda received, frame: told.append(received))
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
@@ -40,14 +40,14 @@ def listen(told: list[int]) -> Iterator[None]:
 
 
 class Meter:
-    """Loss, speed and the share of time spent waiting for data, over the steps since the last record."""
+    """Mean loss, speed and the share of time spent waiting for data, over the steps since the last record."""
 
     def __init__(self, every: int) -> None:
         self.every, self.losses = every, list[float]()
         self.waited, self.since = 0.0, time.perf_counter()
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes items on, and counts the time that they kept one waiting."""
+        """Yield the items, and add up the time that each took to arrive."""
         iterator = iter(items)
         while True:
             began = time.perf_counter()
@@ -59,7 +59,7 @@ class Meter:
             yield item
 
     def count(self, step: int, steps: int, loss: float, norm: float, lr: float, clips: int) -> dict[str, Any] | None:
-        """Counts a step; every so many steps, and at the last, a record of them."""
+        """Count a step; return a record every `every` steps and at the last one, otherwise None."""
         self.losses.append(loss)
         if step % self.every and step != steps:
             return None

@@ -1,4 +1,4 @@
-"""The pages of docs/ are carried out as they are written."""
+"""The commands, settings and examples on the pages of docs/ work as they are written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ DOCS = ROOT / "docs"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page that are in one language."""
+    """Return the fenced blocks of a page that are in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
 
 
 def fill(folder: Path) -> None:
-    """Small made videos for the classes of finetune.md, in the folders that its first command makes."""
+    """Write small synthetic videos to the folders that the first command of finetune.md makes."""
     for split, first, clips in (("train", 0, 4), ("validation", 100, 2)):
         for number, name in enumerate(("waving", "clapping")):
             for i in range(clips):
@@ -40,7 +40,7 @@ def fill(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_finetune_page_works_as_written(tmp_path: Path) -> None:
-    """Five commands, each typed into a shell."""
+    """Runs its five commands in a shell."""
     (config,), commands = blocks("finetune.md", "yaml"), blocks("finetune.md", "sh")
     assert [command.split()[0] for command in commands] == ["mkdir", *["sttm"] * 4] and len(commands) == 5
     (tmp_path / "my-videos.yaml").write_text(config)
@@ -65,15 +65,18 @@ def test_finetune_page_works_as_written(tmp_path: Path) -> None:
 
 
 def test_settings_on_the_pages_are_settings() -> None:
-    """Those for a large model, too, over those that the page begins with."""
-    (config,), (large,) = blocks("finetune.md", "yaml"), blocks("finetune.md", "text")
-    for page in (config, large):
+    """The page's other settings are changes to those that it begins with."""
+    (config,), changes = blocks("finetune.md", "yaml"), blocks("finetune.md", "text")
+    found = []
+    for change in (config, *changes):
         values = yaml.safe_load(config)
-        for section, settings in yaml.safe_load(page).items():
+        for section, settings in yaml.safe_load(change).items():
             values[section] |= settings
-        settings = Settings.model_validate(values)
-        assert settings.merging.compute == 0.62
-    assert settings.model.start == "MCG-NJU/videomae-base" and settings.optimizer.micro_batch == 8
+        found.append(Settings.model_validate(values))
+        assert found[-1].merging.compute == 0.62
+    _, large, muon = found
+    assert large.model.start == "MCG-NJU/videomae-base" and large.optimizer.micro_batch == 8
+    assert muon.optimizer.name == "muon" and muon.optimizer.muon_lr == 0.02
     (data,) = blocks("data.md", "yaml")
     assert DataSettings.model_validate(yaml.safe_load(data)["data"]).without == ("other",)
 
@@ -92,7 +95,7 @@ def test_trainer_page_works_as_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert merged.config.id2label == {0: "clapping", 1: "waving"}
     assert sttm.macs(merged) <= 0.62 * sttm.macs(sttm.load("sttm-motion-plain"))
     assert trainer.state.global_step == 4  # type: ignore[attr-defined]
-    # What was trained is what was saved, and the merger's own parameters, which begin with zeros, have learnt.
+    # The saved weights are the trained ones, and the merger's parameters that begin with zeros were trained.
     trained = trainer.model.state_dict()  # type: ignore[attr-defined]
     assert all((trained[name] == value).all() for name, value in model.state_dict().items())  # type: ignore[attr-defined]
     fresh = sttm.load("sttm-motion-plain")
