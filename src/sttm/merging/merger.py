@@ -23,8 +23,10 @@ from sttm.merging.selectors import SELECTORS
 SIMILARITY_DIM = 64
 # Initial temperature of the similarity that objects are followed by: a cosine larger by this counts e times as much.
 TAU = 0.1
-# Paths are measured in quarters of half a picture: in that unit they are as large as features, and as quick to learn.
-PATH_UNIT = 1 / 4
+# Units of the motion map's inputs, in half pictures. The mean places of a new merger vary by 1/32 to 1/16; its steps
+# from frame to frame by 1/128 on clips of lips, where they grow two to three times in training, and by 1/20 to 1/6 on
+# the synthetic motion clips.
+PLACE_UNIT, STEP_UNIT = 1 / 16, 1 / 64
 # A point of a path with this variance (in half pictures squared) counts half: much in its frame resembles the object.
 DOUBT = 0.1
 
@@ -34,10 +36,11 @@ class TokenMerger(TokenReducer):
 
     Every token goes to the meta token of its window that it is most like, and a slot is the average of its tokens by
     size, so that the size-weighted mean of all tokens does not change. That is all off the shelf (`learned=False`):
-    there is nothing to train. Learned (`learned=True`), each slot gets a motion feature as well: the path of its object
-    through the clip, computed from the tokens' positions, through a linear map. Each point of the path is weighted by
-    how certain it is: where much in a frame resembles the object, the point is noise, and slows down all other
-    learning. The map starts at zero, so that a learned merger starts as the one off the shelf, bit for bit.
+    there is nothing to train. Learned (`learned=True`), each slot gets a motion feature as well: a linear map of the
+    path of its object through the clip, computed from the tokens' positions, as its mean place and its steps from frame
+    to frame. Each point of the path is weighted by how certain it is: where much in a frame resembles the object, the
+    point is noise, and slows down all other learning. The map starts at zero, so that a learned merger starts as the
+    one off the shelf, bit for bit.
 
     Args:
         dim: width C of the tokens.
@@ -134,6 +137,22 @@ class TokenMerger(TokenReducer):
         return mean_BFMT2 - centroid_BFM3[..., None, 1:], DOUBT / (DOUBT + variance_BFMT1)
 
     def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        """Return the slots plus their motion: a linear map of path and log mass."""
-        motion_BFMK = torch.cat((path_BFMT2.flatten(-2) / PATH_UNIT, size_BFM.log()[..., None]), dim=-1)
-        return z_BFMC + linear(self.motion, motion_BFMK).to(z_BFMC.dtype)
+        """Return the slots plus their motion: a linear map of path and size."""
+        return z_BFMC + linear(self.motion, motion_input(path_BFMT2, size_BFM)).to(z_BFMC.dtype)
+
+
+def motion_input(path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
+    """Return the inputs of the motion map: mean place, steps from frame to frame, relative size.
+
+    The points of a path are strongly correlated over time: on clips of lips one direction holds 60 % of their energy.
+    AdamW, which scales each weight by itself, then learns that direction and hardly the small differences that
+    distinguish motions. Mean and steps carry the same information, well conditioned. The units are constants: nothing
+    depends on the batch, on the number of processes, or on how often a forward runs.
+
+    Returns:
+        motion_BFMK, K = 2*T + 1: mean place (2), steps (2*(T - 1)), log of the size over the clip's mean size (1).
+    """
+    place_BFM2 = path_BFMT2.mean(-2) / PLACE_UNIT
+    step_BFMK = path_BFMT2.diff(dim=-2).flatten(-2) / STEP_UNIT
+    size_BFM1 = (size_BFM / size_BFM.mean((1, 2), keepdim=True)).log()[..., None]
+    return torch.cat((place_BFM2, step_BFMK, size_BFM1), dim=-1)
