@@ -104,3 +104,11 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(sttm.SttmError, match="choose another folder"):
         sttm.save(small(), tmp_path / "file")
+
+
+def test_a_plan_beside_a_plain_config_is_refused(saved: Path) -> None:
+    """As the folders of an older version are, or one whose config was replaced: it would load as the plain model."""
+    config = json.loads((saved / "config.json").read_text())
+    plain = config["backbone_config"] | {"model_type": config["backbone_type"]}
+    (saved / "config.json").write_text(json.dumps(plain))
+    assert PLAN_FILE in refused(saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -192,3 +193,10 @@ def test_trace_sees_its_own_thread_only_and_stops(model: Any) -> None:
     assert {len(found.assignment) % 2 for found in maps} == {0}
     logits(model, pixels(2))
     assert len(maps) == 2 * mergers
+
+
+def test_trace_sees_its_own_model_only(model: Any) -> None:
+    other = copy.deepcopy(model)
+    with sttm.trace(model) as maps, sttm.trace(other) as others:
+        logits(model, pixels())
+    assert maps and not others

@@ -147,7 +147,7 @@ def test_sigkill_and_sigterm(config: Path, tmp_path: Path, uninterrupted: dict[s
     assert found is not None
     if found[1]["step"] < 8:  # it may have ended before the signal came
         assert process.returncode == 128 + signal.SIGTERM, err
-        assert f"stopped at step {found[1]['step']}, saved in {found[0]}; the same command goes on" in err
+        assert f"stopped at step {found[1]['step']}, saved in {found[0]}; the same command resumes the run" in err
     assert "Traceback" not in err
     process = start(config, "--json")
     out, err = process.communicate(timeout=120)

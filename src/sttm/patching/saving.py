@@ -53,6 +53,15 @@ def write_plan(folder: Path, plan: Plan) -> None:
     (folder / PLAN_FILE).write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
 
 
+def is_saved_merged(folder: Path) -> bool:
+    """Return whether the config of a folder says that its model is merged."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config of the model itself from a folder, merged or plain."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
