@@ -55,14 +55,10 @@ def load(name: str | Path = DEFAULT) -> Any:
     from transformers import AutoModelForVideoClassification
 
     from sttm.backbones import backbone_of
-    from sttm.patching.saving import PLAN_FILE, is_saved_merged
+    from sttm.patching.saving import check_merged
 
     folder = resolve(name)
-    if (folder / PLAN_FILE).exists() and not is_saved_merged(folder):
-        raise SttmError(
-            f"{name} has a {PLAN_FILE} and the config.json of a plain model; save the merged model again, or remove "
-            f"{PLAN_FILE} to load the plain one"
-        )
+    check_merged(folder)
     with quiet():
         try:
             model, info = AutoModelForVideoClassification.from_pretrained(

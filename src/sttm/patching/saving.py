@@ -53,13 +53,17 @@ def write_plan(folder: Path, plan: Plan) -> None:
     (folder / PLAN_FILE).write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
 
 
-def is_saved_merged(folder: Path) -> bool:
-    """Return whether the config of a folder says that its model is merged."""
+def check_merged(folder: Path) -> None:
+    """Raise SttmError for a plan beside the config of a plain model, which would load without its mergers."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # whoever loads it says what is wrong
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+        return  # whoever loads it says what is wrong
+    if (folder / PLAN_FILE).exists() and isinstance(config, dict) and config.get("model_type") != MODEL_TYPE:
+        raise SttmError(
+            f"{folder} has a {PLAN_FILE} and the config.json of a plain model; save the merged model again, or remove "
+            f"{PLAN_FILE} to load the plain one"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
