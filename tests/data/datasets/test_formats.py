@@ -123,6 +123,16 @@ def ssv2(root: Path) -> DataSettings:
     return data_settings(root=root / "v", labels=root / "labels.json", train={"list": root / "l.json"})
 
 
+def diving48(root: Path) -> DataSettings:
+    touch(root, "v/-mm_00155.mp4", "v/_8V_00000.mp4", "v/2x0_00003/00001.jpg")
+    rows = [("-mm_00155", 2), ("_8V_00000", 0), ("2x0_00003", 1)]
+    entries = [{"vid_name": name, "label": label, "start_frame": 0, "end_frame": 90} for name, label in rows]
+    (root / "l.json").write_text(json.dumps(entries))
+    names = [["Back", "15som", "05Twis", "FREE"], ["Back", "15som", "15Twis", "FREE"], ["Inward", "Dive", "PIKE"]]
+    (root / "Diving48_vocab.json").write_text(json.dumps(names))
+    return data_settings(root=root / "v", labels=root / "Diving48_vocab.json", train={"list": root / "l.json"})
+
+
 def jester(root: Path) -> DataSettings:
     touch(root, "v/7/00001.jpg", "v/12/00001.jpg")
     return data_settings(root=root / "v", train={"list": write_lines(root / "l.csv", "7;Swiping Left", "12;Thumb Up")})
@@ -190,6 +200,14 @@ EXAMPLES: dict[str, tuple[Callable[[Path], DataSettings], list[tuple[str, str]]]
     "ssv2": (
         ssv2,
         [("v/7.webm", "Moving something up"), ("v/12.mp4", "Something falling"), ("v/300", "Moving something up")],
+    ),
+    "diving48": (
+        diving48,
+        [
+            ("v/-mm_00155.mp4", "Inward Dive PIKE"),
+            ("v/_8V_00000.mp4", "Back 15som 05Twis FREE"),
+            ("v/2x0_00003", "Back 15som 15Twis FREE"),
+        ],
     ),
     "jester": (jester, [("v/7", "Swiping Left"), ("v/12", "Thumb Up")]),
     "ucf101": (
@@ -302,6 +320,8 @@ BROKEN = {
     "json": (["[{", "]"], r"is not JSON"),
     "label map": (['{"a": "0"}'], r"is JSON, but no list of videos; labels\.json goes to data\.labels"),
     "json without id": (['[{"template": "x"}]'], r'entry 1 of .* has no "id"'),
+    "dive without name": (['[{"vid_name": "a", "label": 1}, {"label": 1}]'], r'entry 2 of .* has no "vid_name"'),
+    "dive by name": (['[{"vid_name": "a", "label": "Back"}]'], r"has the label 'Back'; give the number of a class"),
     "empty": (["", "# nothing"], r"is empty or matches no file"),
     "header only": (["path,label"], r"lists no video"),
     "prose": (["once upon a time", "there was a video"], r"begins with 'once upon a time' and is in no known format"),

@@ -20,6 +20,7 @@ from tests.data.helpers import write_lines
         '{"\\"hop\\"": 0, "\\"run\\"": 1, "\\"sit it out\\"": 2}',
         '{"0": "hop", "1": "run", "2": "sit it out"}',
         '["hop", "run", "sit it out"]',
+        '[["hop"], ["run"], ["sit", "it", "out"]]',
     ],
 )
 def test_label_files_of_all_kinds_say_the_same(text: str, tmp_path: Path):

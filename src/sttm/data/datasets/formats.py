@@ -54,21 +54,37 @@ def _read_csv(file: AnnotationFile) -> AnnotationList:
     return AnnotationList([Annotation((row["path"],), row["label"] or None, where, columns=row) for where, row in rows])
 
 
-def _read_ssv2(file: AnnotationFile) -> AnnotationList:
+def _entries(file: AnnotationFile, key: str, example: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of a JSON list, each of which needs a key, and where each is."""
     try:
         entries: Any = json.loads(file.text)
     except ValueError as error:
         raise SttmError(f"{file.path} is not JSON ({error}); download it again") from error
-    annotations = []
     if not isinstance(entries, list):
         raise SttmError(f"{file.path} is JSON, but no list of videos; labels.json goes to data.labels")
     for number, entry in enumerate(entries, start=1):
         where = f"entry {number} of {file.path}"
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise SttmError(f'{where} has no "id"; give {{"id": ..., "template": ...}}, or the id alone')
+        if not isinstance(entry, dict) or key not in entry:
+            raise SttmError(f'{where} has no "{key}"; give {example}')
+        yield where, entry
+
+
+def _read_ssv2(file: AnnotationFile) -> AnnotationList:
+    annotations = []
+    for where, entry in _entries(file, "id", '{"id": ..., "template": ...}, or the id alone'):
         template = entry.get("template")
         label = None if template is None else str(template).replace("[", "").replace("]", "")
         annotations.append(Annotation((str(entry["id"]),), label, where, any_suffix=True))
+    return AnnotationList(annotations)
+
+
+def _read_diving48(file: AnnotationFile) -> AnnotationList:
+    annotations = []
+    for where, entry in _entries(file, "vid_name", '{"vid_name": ..., "label": ...}, or the name alone'):
+        if not isinstance(label := entry.get("label"), int | None):
+            raise SttmError(f"{where} has the label {label!r}; give the number of a class")
+        # start_frame and end_frame count in the video of one dive itself: they are all of it.
+        annotations.append(Annotation((str(entry["vid_name"]),), label, where, any_suffix=True))
     return AnnotationList(annotations)
 
 
@@ -130,9 +146,8 @@ def _read_list(file: AnnotationFile) -> AnnotationList:
     for where, path, numbers in _numbers(file):
         if len(numbers) > 1:
             raise multi_label(f"{where} has {len(numbers)} numbers after the path")
-        annotations.append(
-            Annotation((path,), numbers[0] if numbers[0] >= 0 else None, where)
-        )  # SlowFast's tests have -1
+        label = numbers[0] if numbers[0] >= 0 else None  # SlowFast's tests have -1
+        annotations.append(Annotation((path,), label, where))
     return AnnotationList(annotations)
 
 
@@ -143,9 +158,8 @@ def _read_frames(file: AnnotationFile) -> AnnotationList:
         raise multi_label(f"{file.path} has {' or '.join(map(str, sorted(counts)))} numbers after a path")
     annotations = []
     for where, path, (*offset, total, label) in rows:
-        stem, dot, suffix = path.rpartition(".")
-        is_video = f".{suffix.lower()}" in VIDEO_SUFFIXES
-        paths = (path, stem) if dot and is_video else (path,)
+        stem, _, suffix = path.rpartition(".")
+        paths = (path, stem) if stem and f".{suffix.lower()}" in VIDEO_SUFFIXES else (path,)
         frames = (offset[0] if offset else 0, total)
         annotations.append(Annotation(paths, label if label >= 0 else None, where, frames=frames))
     return AnnotationList(annotations)
@@ -230,6 +244,11 @@ FORMATS: dict[str, Format] = {
         _read_hmdb51,
     ),
     "folders": Format("a folder for each class", lambda file: file.path.is_dir(), _read_folders),
+    "diving48": Format(
+        "Diving48's JSON: vid_name, label, start_frame and end_frame",
+        lambda file: file.text.lstrip().startswith("[") and '"vid_name"' in file.text,
+        _read_diving48,
+    ),
     "ssv2": Format(
         "Something-Something's JSON: id and template",
         lambda file: file.text.lstrip().startswith(("[", "{")),

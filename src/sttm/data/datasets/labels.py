@@ -67,8 +67,8 @@ def plain(name: str) -> str:
 def read_labels(path: Path) -> Classes:
     """Read the names of the classes in the order of their numbers.
 
-    Accepted are JSON ({"name": number}, {"number": name} or a list), a name a line, a number and a name a line (from
-    0 or from 1, as classInd.txt), and a csv with the columns id and name.
+    Accepted are JSON ({"name": number}, {"number": name}, a list of names, or a list of the words of each), a name a
+    line, a number and a name a line (from 0 or from 1, as classInd.txt), and a csv with the columns id and name.
 
     Raises:
         SttmError: for a file that is none of these, or names a class or a number twice.
@@ -101,7 +101,8 @@ def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
     try:
         values = json.loads(text)
         if isinstance(values, list):
-            return list(enumerate(map(str, values)))
+            names = (" ".join(value) if isinstance(value, list) else str(value) for value in values)
+            return list(enumerate(names))
         if all(str(key).isdecimal() for key in values) and not all(str(value).isdecimal() for value in values.values()):
             return [(int(key), str(value)) for key, value in values.items()]
         return [(int(value), key) for key, value in values.items()]
