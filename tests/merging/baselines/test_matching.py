@@ -1,8 +1,9 @@
-"""ToMe, DPC-KNN, EViT and STA: parity with plain loops."""
+"""ToMe, PiToMe, DPC-KNN, EViT and STA: parity with plain loops."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,28 +28,49 @@ from tests.merging.helpers import (
     unit,
 )
 
+Edges = Callable[[list[list[float]], int], list[tuple[int, int]]]
 
-def naive_tome(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+
+def in_rounds(module: Any, clip: Clip, edges: Edges) -> list[Slots]:
+    """Merge along the edges (from, to) that a rule finds among features for a number of merges, until enough did."""
     found = []
     for window in clip:
         # A token: (features, size, whom it is made of).
         left = [(list(x), size, [i]) for i, (x, size, _) in enumerate(window)]
         while len(left) > module.tokens:
-            merges = min(len(left) - module.tokens, len(left) // 2)
-            edges = []
-            for a in range(0, len(left), 2):
-                scores = {b: cosine(unit(left[a][0]), unit(left[b][0])) for b in range(1, len(left), 2)}
-                partner = max(scores, key=lambda b: scores[b])
-                edges.append((scores[partner], a, partner))
-            gone = sorted(edges, reverse=True)[:merges]
-            for b in range(1, len(left), 2):
-                joined = [left[b]] + [left[a] for _, a, partner in gone if partner == b]
+            gone = edges([unit(x) for x, _, _ in left], min(len(left) - module.tokens, len(left) // 2))
+            for b in range(len(left)):
+                joined = [left[b]] + [left[a] for a, partner in gone if partner == b]
                 size = sum(j[1] for j in joined)
                 mean = [sum(j[1] * j[0][c] for j in joined) / size for c in range(C)]
                 left[b] = (mean, size, [i for j in joined for i in j[2]])
-            left = [token for i, token in enumerate(left) if i not in [a for _, a, _ in gone]]
+            left = [token for i, token in enumerate(left) if i not in [a for a, _ in gone]]
         found.append(by_size(window, [members for _, _, members in left]))
     return found
+
+
+def naive_tome(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    def edges(x: list[list[float]], merges: int) -> list[tuple[int, int]]:
+        scored = []
+        for a in range(0, len(x), 2):
+            scores = {b: cosine(x[a], x[b]) for b in range(1, len(x), 2)}
+            partner = max(scores, key=lambda b: scores[b])
+            scored.append((scores[partner], a, partner))
+        return [(a, partner) for _, a, partner in sorted(scored, reverse=True)[:merges]]
+
+    return in_rounds(module, clip, edges)
+
+
+def naive_pitome(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
+    def energy(x: list[list[float]], i: int) -> float:
+        similar = [cosine(x[i], other) for other in x]
+        return sum(s if s >= 0.45 else math.exp(s - 0.45) - 1 for s in similar) / len(x)
+
+    def edges(x: list[list[float]], merges: int) -> list[tuple[int, int]]:
+        order = sorted(range(len(x)), key=lambda i: -energy(x, i))[: 2 * merges]
+        return [(a, max(order[1::2], key=lambda b: cosine(x[a], x[b]))) for a in order[::2]]
+
+    return in_rounds(module, clip, edges)
 
 
 def naive_dpcknn(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
@@ -111,7 +133,7 @@ def naive_sta(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots
     return found
 
 
-RULES = {"tome": naive_tome, "dpcknn": naive_dpcknn, "evit": naive_evit, "sta": naive_sta}
+RULES = {"tome": naive_tome, "pitome": naive_pitome, "dpcknn": naive_dpcknn, "evit": naive_evit, "sta": naive_sta}
 
 
 @every_size
@@ -132,3 +154,14 @@ def test_sta_hands_scores_on_from_frame_to_frame() -> None:
         clip = [[(v, 1.0, [0.0] * 3) for v in frame] for frame in x[b].tolist()]
         stay = [next(iter(weights)) for window in naive_sta(module, clip, None) for weights, _ in window]
         assert (who.meta[b] % S).tolist() == stay
+
+
+@pytest.mark.parametrize(("name", "protected"), [("pitome", True), ("tome", False)])
+def test_pitome_protects_a_token_unlike_the_rest(name: str, protected: bool) -> None:
+    given = tokens()
+    x = given.x_BTSC[:, :1, :1] + 0.01 * given.x_BTSC
+    x[:, :, 4] = -x[:, :, 4]
+    _, who = reducer(name, T, S // 2)(Tokens(x, given.size_BTS, given.position_BTS3))
+    for b in range(B):
+        slots = who.assignment[b].tolist()
+        assert all((slots.count(slots[frame * S + 4]) == 1) == protected for frame in range(T))

@@ -1,7 +1,7 @@
-"""Baselines that compare the tokens' features: ToMe, DPC-KNN, EViT and STA.
+"""Baselines that compare the tokens' features: ToMe, PiToMe, DPC-KNN, EViT and STA.
 
 Their papers match tokens by the keys of a block, and weight them by its attention. Blocks run fused attention, which
-returns neither, so all four work on what comes before a block: the tokens themselves, each standardised over its
+returns neither, so all five work on what comes before a block: the tokens themselves, each standardised over its
 channels. None keeps slot m at one position in every frame, so a backbone with divided attention over time cannot have
 them.
 
@@ -22,6 +22,8 @@ from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, Reduced, TokenReducer
 
 # Neighbours that the density of a token is measured by (as in TCFormer).
 NEIGHBOURS = 5
+# Cosine similarity from which tokens count as alike in PiToMe (in the paper 0.9 - 0.9 * layer / layers; here half way).
+MARGIN = 0.45
 
 
 class ToMe(TokenReducer):
@@ -44,15 +46,33 @@ class ToMe(TokenReducer):
         reduced = Reduced(x_BFLC, size_BFL, position_BFL3)
         slot_BFL = self.numbers(x_BFLC).expand_as(size_BFL)
         for before, after in self._rounds(self.length or x_BFLC.shape[2]):
-            step_BFL = _match(reduced.x_BWOC, before - after)
+            step_BFL = self.match(reduced.x_BWOC, before - after)
             reduced = Reduced.to_averages(reduced.x_BWOC, reduced.size_BWO, reduced.position_BWO3, step_BFL, after)
             slot_BFL = step_BFL.gather(-1, slot_BFL)
         reduced.slot_BWL = slot_BFL
         return reduced
 
     def macs(self, frames: int, tokens: int) -> int:
-        pairs = sum((before + 1) // 2 * (before // 2) for before, _ in self._rounds(frames * tokens // self.windows))
-        return self.windows * pairs * self.dim
+        length = frames * tokens // self.windows
+        return (
+            self.windows * self.dim * sum(self.pairs(before, before - after) for before, after in self._rounds(length))
+        )
+
+    def pairs(self, length: int, merges: int) -> int:
+        """Return how many pairs of tokens `match` compares."""
+        return (length + 1) // 2 * (length // 2)
+
+    @torch.no_grad()
+    def match(self, x_BFLC: Tensor, merges: int) -> Tensor:
+        """Return the slot of each token when `merges` of the even ones join an odd one: [B F L]."""
+        unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
+        cosine_BFAD = unit_BFLC[..., ::2, :] @ unit_BFLC[..., 1::2, :].transpose(-1, -2)
+        best_BFA, partner_BFA = cosine_BFAD.max(-1)
+        joins_BFA = torch.zeros_like(best_BFA).scatter(-1, best_BFA.topk(merges).indices, 1.0).bool()
+        # An odd token never joins, and has no partner.
+        none_BFD = torch.zeros_like(partner_BFA[..., : x_BFLC.shape[2] // 2])
+        joins_BFL, partner_BFL = _interleave(joins_BFA, none_BFD.bool()), _interleave(2 * partner_BFA + 1, none_BFD)
+        return _slots(joins_BFL, partner_BFL)
 
     def _rounds(self, length: int) -> Iterator[tuple[int, int]]:
         """Yield (tokens before, tokens after) of every round."""
@@ -62,16 +82,40 @@ class ToMe(TokenReducer):
             length = after
 
 
-@torch.no_grad()
-def _match(x_BFLC: Tensor, merges: int) -> Tensor:
-    """Return the slot of each token when `merges` of the even ones join an odd one; slots keep the order: [B F L]."""
-    unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
-    cosine_BFAD = unit_BFLC[..., ::2, :] @ unit_BFLC[..., 1::2, :].transpose(-1, -2)
-    best_BFA, partner_BFA = cosine_BFAD.max(-1)
-    joins_BFA = torch.zeros_like(best_BFA).scatter(-1, best_BFA.topk(merges).indices, 1.0).bool()
-    # An odd token never joins, and has no partner.
-    none_BFD = torch.zeros_like(partner_BFA[..., : x_BFLC.shape[2] // 2])
-    joins_BFL, partner_BFL = _interleave(joins_BFA, none_BFD.bool()), _interleave(2 * partner_BFA + 1, none_BFD)
+class PiToMe(ToMe):
+    """Energy-ordered matching: of the tokens most like all others, every second one joins; the rest is protected.
+
+    Source: Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024. As in the
+    paper: the energy of a token is the mean of f over its cosine similarities to all tokens, where f(x) is x from a
+    margin on and exp(x - margin) - 1 below; for r merges, the 2r tokens of highest energy, in its order; every second
+    one of them joins the most similar of the others; means by size, size-proportional attention. Different: the margin
+    is fixed, where the paper's falls from block to block, as a merger does not know its block; otherwise as `ToMe`
+    (before a block; tokens, not keys; over the whole clip; the order of tokens is kept; several rounds where more than
+    half are to go).
+    """
+
+    name = "pitome"
+
+    def pairs(self, length: int, merges: int) -> int:
+        return length**2
+
+    @torch.no_grad()
+    def match(self, x_BFLC: Tensor, merges: int) -> Tensor:
+        """Return the slot of each token when `merges` tokens of high energy join another: [B F L]."""
+        unit_BFLC = normalize(standardised(x_BFLC), dim=-1)
+        cosine_BFLL = unit_BFLC @ unit_BFLC.transpose(-1, -2)
+        energy_BFL = torch.where(cosine_BFLL >= MARGIN, cosine_BFLL, (cosine_BFLL - MARGIN).exp() - 1).mean(-1)
+        similar_BFK = energy_BFL.topk(2 * merges).indices  # K = A + D
+        joining_BFA, staying_BFD = similar_BFK[..., ::2], similar_BFK[..., 1::2]
+        row_BFAL = cosine_BFLL.gather(-2, joining_BFA[..., None].expand(*joining_BFA.shape, cosine_BFLL.shape[-1]))
+        cosine_BFAD = row_BFAL.gather(-1, staying_BFD[..., None, :].expand(*joining_BFA.shape, merges))
+        partner_BFA = staying_BFD.gather(-1, cosine_BFAD.argmax(-1))
+        joins_BFL = torch.zeros_like(energy_BFL).scatter(-1, joining_BFA, 1.0).bool()
+        return _slots(joins_BFL, torch.zeros_like(joins_BFL, dtype=torch.long).scatter(-1, joining_BFA, partner_BFA))
+
+
+def _slots(joins_BFL: Tensor, partner_BFL: Tensor) -> Tensor:
+    """Return the slot of each token, in order, when those that join go to the slot of their partner: [B F L]."""
     number_BFL = (~joins_BFL).long().cumsum(-1) - 1
     return torch.where(joins_BFL, number_BFL.gather(-1, partner_BFL), number_BFL)
 
