@@ -21,6 +21,9 @@ from transformers import (
     VJEPA2ForVideoClassification,
 )
 
+from sttm.backbones import backbone_of
+from sttm.patching.api import unwrap
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Frames, channels, height, width of the clips that the small models take.
 CLIP = (8, 3, 32, 32)
@@ -78,8 +81,12 @@ def stir(model: Any) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def pixels(clips: int = 2, seed: int = 1) -> torch.Tensor:
-    return torch.randn(clips, *CLIP, generator=torch.Generator().manual_seed(seed))
+def pixels(model: Any, clips: int = 2, seed: int = 1) -> torch.Tensor:
+    """Return random pixels in the shape that a forward of the model takes."""
+    inner = unwrap(model)
+    backbone = backbone_of(inner)
+    shape = backbone.pixels_shape(clips, backbone.clip_shape(inner))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,8 @@ def test_samples_are_taken_batch_by_batch():
 
 
 def test_forward_is_the_models_own(monkeypatch):
-    model, clips_BTCHW = lively("videomae"), pixels()
+    model = lively("videomae")
+    clips_BTCHW = pixels(model)
     expected = model(clips_BTCHW).logits
     found = forward(model, clips_BTCHW)
     assert torch.equal(found, expected) and not found.requires_grad

@@ -100,15 +100,15 @@ def test_sizes_survive_every_implementation_whenever_it_is_chosen(family: str) -
     model = lively(family)
     model.set_attn_implementation("sdpa")
     sttm.apply(model, compute=0.5)
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     for chosen in [*implementations(family), "sdpa"]:
         model.set_attn_implementation(chosen)
         assert model.config._attn_implementation == chosen
-        torch.testing.assert_close(logits(model, pixels()), expected, rtol=1e-4, atol=1e-5, msg=chosen)
+        torch.testing.assert_close(logits(model, pixels(model)), expected, rtol=1e-4, atol=1e-5, msg=chosen)
         before = lively(family)
         before.set_attn_implementation(chosen)
         sttm.apply(before, compute=0.5)
-        torch.testing.assert_close(logits(before, pixels()), expected, rtol=1e-4, atol=1e-5, msg=chosen)
+        torch.testing.assert_close(logits(before, pixels(model)), expected, rtol=1e-4, atol=1e-5, msg=chosen)
 
 
 @pytest.mark.parametrize("family", BY_INTERFACE)
@@ -119,7 +119,7 @@ def test_remove_keeps_the_choice(family: str) -> None:
     plain.set_attn_implementation("eager")
     sttm.remove(model)
     assert model.config._attn_implementation == "eager"
-    assert torch.equal(logits(model, pixels()), logits(plain, pixels()))
+    assert torch.equal(logits(model, pixels(model)), logits(plain, pixels(model)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,14 +127,14 @@ def test_two_models_of_one_config(family: str) -> None:
     model = lively(family)
     other = type(model)(model.config).eval()
     other.load_state_dict(model.state_dict())
-    plain = logits(model, pixels())
+    plain = logits(model, pixels(model))
     sttm.apply(model, compute=0.5)
-    merged = logits(model, pixels())
-    assert torch.equal(logits(other, pixels()), plain)
+    merged = logits(model, pixels(model))
+    assert torch.equal(logits(other, pixels(model)), plain)
     sttm.apply(other, compute=0.5)
-    assert torch.equal(logits(other, pixels()), merged)
+    assert torch.equal(logits(other, pixels(model)), merged)
     sttm.remove(model)
-    assert torch.equal(logits(model, pixels()), plain) and torch.equal(logits(other, pixels()), merged)
+    assert torch.equal(logits(model, pixels(model)), plain) and torch.equal(logits(other, pixels(model)), merged)
 
 
 def test_attention_probabilities_can_be_looked_at() -> None:
@@ -142,7 +142,7 @@ def test_attention_probabilities_can_be_looked_at() -> None:
     plan = sttm.apply(model, compute=0.5)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        attentions = model(pixels(), output_attentions=True).attentions
+        attentions = model(pixels(model), output_attentions=True).attentions
     assert [a.shape[-1] for a in attentions][-1] == plan.mergers[-1].frames * plan.mergers[-1].tokens
     torch.testing.assert_close(attentions[-1].sum(-1), torch.ones_like(attentions[-1].sum(-1)))
 
@@ -163,7 +163,7 @@ def test_a_mask_of_the_plain_tokens_is_refused() -> None:
     model = lively("vivit")
     mask = torch.ones(2, 65, dtype=torch.long)
     mask[:, -1] = 0
-    model(pixels(), attention_mask=mask)
+    model(pixels(model), attention_mask=mask)
     sttm.apply(model, compute=0.5)
     with pytest.raises(sttm.SttmError, match="no attention mask"):
-        model(pixels(), attention_mask=mask)
+        model(pixels(model), attention_mask=mask)

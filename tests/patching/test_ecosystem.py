@@ -37,20 +37,20 @@ def test_cpu_offload(family: str) -> None:
     from accelerate import cpu_offload
 
     model = merged(family)
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert any(parameter.is_meta for name, parameter in model.named_parameters() if "merger" in name)
-    torch.testing.assert_close(logits(model, pixels()), expected)
+    torch.testing.assert_close(logits(model, pixels(model)), expected)
 
 
 @families
 @pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated in favour of torchao, which is another package
 def test_dynamic_quantization(family: str) -> None:
     model = merged(family)
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
     assert not isinstance(next(m for n, m in quantized.named_modules() if n.endswith("merger.motion")), nn.Linear)
-    found = logits(quantized, pixels())
+    found = logits(quantized, pixels(model))
     assert found.isfinite().all() and nn.functional.cosine_similarity(found, expected).min() > 0.9
 
 
@@ -74,7 +74,7 @@ def test_lora_on_every_linear_layer(family: str, first: str) -> None:
     stir(model)  # at its start, motion has no gradient for what is in front of its map
     model.train()
     # All classes: a single one would leave parts of the head without gradient.
-    nn.functional.cross_entropy(model(pixels(5)).logits, torch.arange(5)).backward()
+    nn.functional.cross_entropy(model(pixels(model, 5)).logits, torch.arange(5)).backward()
     dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert [name for name in dead if "predictor" not in name] == []
     sttm.remove(model)
@@ -95,13 +95,13 @@ def test_fully_sharded(family: str, shards: str, one_process: None) -> None:
     from torch.distributed.fsdp import fully_shard
 
     model = merged(family)
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     for module in model.modules():
         if isinstance(module, nn.Linear) if shards == "linear" else type(module).__name__.endswith("Layer"):
             fully_shard(module)
     fully_shard(model)
-    torch.testing.assert_close(logits(model, pixels()), expected)
-    model(pixels()).logits.sum().backward()
+    torch.testing.assert_close(logits(model, pixels(model)), expected)
+    model(pixels(model)).logits.sum().backward()
     grads = [p.grad for n, p in model.named_parameters() if ".merger." in n]
     assert grads and all(grad is not None for grad in grads)
 
@@ -112,10 +112,10 @@ def test_fully_sharded(family: str, shards: str, one_process: None) -> None:
 def test_jit_trace(family: str, learned: bool) -> None:
     model = merged(family, learned)
     with torch.no_grad():
-        traced = torch.jit.trace(model, (pixels(),), strict=False, check_trace=False)
-        found = traced(pixels(seed=3))
+        traced = torch.jit.trace(model, (pixels(model),), strict=False, check_trace=False)
+        found = traced(pixels(model, seed=3))
     found = found["logits"] if isinstance(found, dict) else found[0]
-    torch.testing.assert_close(found, logits(model, pixels(seed=3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, logits(model, pixels(model, seed=3)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -137,9 +137,11 @@ def test_onnx(family: str, learned: bool, tmp_path: Path) -> None:
             return out
 
     batch = torch.export.Dim("batch", min=1, max=64)
-    torch.onnx.export(Logits().eval(), (pixels(),), tmp_path / "model.onnx", dynamo=True, dynamic_shapes=({0: batch},))
+    torch.onnx.export(
+        Logits().eval(), (pixels(model),), tmp_path / "model.onnx", dynamo=True, dynamic_shapes=({0: batch},)
+    )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for clips in (pixels(), pixels(3, seed=5)):
+    for clips in (pixels(model), pixels(model, 3, seed=5)):
         (found,) = session.run(None, {session.get_inputs()[0].name: clips.numpy()})
         np.testing.assert_allclose(found, logits(model, clips).numpy(), rtol=1e-4, atol=1e-4)
 
@@ -150,9 +152,9 @@ def test_export(family: str) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     name = model.main_input_name
     exported = torch.export.export(
-        model, (), {name: pixels()}, dynamic_shapes={name: {0: batch}} if family != "vivit" else None
+        model, (), {name: pixels(model)}, dynamic_shapes={name: {0: batch}} if family != "vivit" else None
     )
-    clips = pixels(3, seed=5) if family != "vivit" else pixels(2, seed=5)
+    clips = pixels(model, 3, seed=5) if family != "vivit" else pixels(model, 2, seed=5)
     torch.testing.assert_close(exported.module()(**{name: clips}).logits, logits(model, clips), rtol=1e-4, atol=1e-5)
 
 
@@ -163,7 +165,7 @@ def test_data_parallel_and_compiled_models(family: str, one_process: None) -> No
     plan = sttm.apply(wrapped, compute=0.6)
     assert api.plan_of(model) is plan and sttm.macs(wrapped) == plan.macs_after
     with sttm.trace(wrapped) as maps:
-        torch.testing.assert_close(logits(wrapped, pixels()), logits(model, pixels()))
+        torch.testing.assert_close(logits(wrapped, pixels(model)), logits(model, pixels(model)))
     assert len(maps) == 2 * len(plan.mergers)
     sttm.remove(wrapped)
     with pytest.raises(sttm.SttmError, match="before wrapping"):
@@ -199,7 +201,7 @@ def test_auto_classes_give_back_the_merged_model(family: str, learned: bool, tmp
     model.save_pretrained(tmp_path)
     loaded = AutoModelForVideoClassification.from_pretrained(tmp_path).eval()
     assert type(loaded) is type(model) and api.plan_of(loaded) == api.plan_of(model)
-    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+    assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
     assert loaded.config.to_dict().keys() == model.config.to_dict().keys()
     assert AutoConfig.from_pretrained(tmp_path).inner().id2label == model.config.id2label
     half = AutoModelForVideoClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -207,8 +209,8 @@ def test_auto_classes_give_back_the_merged_model(family: str, learned: bool, tmp
     if family != "vjepa2":  # whose base is a family member of its own
         base = AutoModel.from_pretrained(tmp_path).eval()
         with torch.no_grad():
-            expected = getattr(model, model.base_model_prefix)(pixels())[0]
-            assert torch.equal(base(pixels())[0], expected)
+            expected = getattr(model, model.base_model_prefix)(pixels(model))[0]
+            assert torch.equal(base(pixels(model))[0], expected)
 
 
 def run_without_sttm(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -292,17 +294,17 @@ def test_trainer_checkpoints_come_back_merged(family: str, tmp_path: Path) -> No
 
     model = merged(family)
     name = model.main_input_name
-    data = [{name: clip, "labels": number % 5} for number, clip in enumerate(pixels(4))]
+    data = [{name: clip, "labels": number % 5} for number, clip in enumerate(pixels(model, 4))]
     arguments = TrainingArguments(
         str(tmp_path), max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, seed=0
     )
     Trainer(model, arguments, train_dataset=data).train()
     loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "checkpoint-2").eval()
-    assert torch.equal(logits(loaded, pixels()), logits(model.eval(), pixels()))
+    assert torch.equal(logits(loaded, pixels(model)), logits(model.eval(), pixels(model)))
     # Resumed from the first step, a run ends where the first one did.
     again = merged(family)
     Trainer(again, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    torch.testing.assert_close(logits(again.eval(), pixels()), logits(model, pixels()))
+    torch.testing.assert_close(logits(again.eval(), pixels(model)), logits(model, pixels(model)))
 
 
 @families
@@ -313,11 +315,11 @@ def test_accelerate_checkpoints_fit_the_same_merging_only(family: str, tmp_path:
     model = accelerator.prepare(merged(family, learned=False))
     accelerator.save_state(str(tmp_path))
     with torch.no_grad():
-        expected = logits(model, pixels())
+        expected = logits(model, pixels(model))
         for parameter in model.parameters():
             parameter.mul_(0.5)
     accelerator.load_state(str(tmp_path))
-    assert torch.equal(logits(model, pixels()), expected)
+    assert torch.equal(logits(model, pixels(model)), expected)
     plain, otherwise = lively(family), lively(family)
     sttm.apply(otherwise, compute=0.4)
     for other in (plain, otherwise):

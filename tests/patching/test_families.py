@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.backbones.base import Grid
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
 from sttm.evaluation.predict import find_videos, predict_files
@@ -35,6 +36,12 @@ def learned(request: pytest.FixtureRequest) -> bool:
     return MODES[request.param]
 
 
+def plain_grid(model: Any) -> Grid:
+    """Return the token grid of the clips that a model is configured for."""
+    backbone = backbone_of(model)
+    return backbone.grid(model, backbone.clip_shape(model))
+
+
 def snapshot(model: Any) -> tuple[object, ...]:
     """Everything that an edit could change: types, tensors, hooks, instance attributes and settings."""
     modules = tuple(
@@ -46,27 +53,27 @@ def snapshot(model: Any) -> tuple[object, ...]:
 
 
 def test_compute_one_is_bit_identical(model: Any, learned: bool) -> None:
-    before = logits(model, pixels())
+    before = logits(model, pixels(model))
     plan = sttm.apply(model, compute=1, learned=learned)
     assert plan.mergers == () and plan.compute == 1 and plan.macs_after == plan.macs_before
-    assert torch.equal(logits(model, pixels()), before)
+    assert torch.equal(logits(model, pixels(model)), before)
 
 
 def test_remove_is_exact(model: Any, learned: bool) -> None:
-    before, state = logits(model, pixels()), snapshot(model)
+    before, state = logits(model, pixels(model)), snapshot(model)
     sttm.apply(model, compute=0.6, learned=learned)
     assert snapshot(model) != state
-    assert not torch.allclose(logits(model, pixels()), before, atol=1e-5)
+    assert not torch.allclose(logits(model, pixels(model)), before, atol=1e-5)
     sttm.remove(model)
     assert snapshot(model) == state
-    assert torch.equal(logits(model, pixels()), before)
+    assert torch.equal(logits(model, pixels(model)), before)
 
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_a_merger_that_keeps_every_token_changes_nothing(model: Any, learned: bool, window: int) -> None:
     """It reorders them: so order, positions (rotary ones too), class token, sizes and pooling must all be carried."""
     backbone = backbone_of(model)
-    grid = backbone.grid(model, CLIP)
+    grid = plain_grid(model)
     if grid.frames % window or (window > 1 and backbone.aligned):
         pytest.skip("attention over time needs one slot a place and frame")
     frames, tokens = grid.frames // window, grid.tokens * window
@@ -74,10 +81,10 @@ def test_a_merger_that_keeps_every_token_changes_nothing(model: Any, learned: bo
         MergerPlan(1, grid.frames, grid.tokens, frames, tokens),
         MergerPlan(3, frames, tokens, frames, tokens),
     )
-    before = logits(model, pixels())
-    install(model, Plan(1.0, 1, 1, mergers, "sttm", learned, CLIP, "stride", backbone.family))
+    before = logits(model, pixels(model))
+    install(model, Plan(1.0, 1, 1, mergers, "sttm", learned, backbone.clip_shape(model), "stride", backbone.family))
     with sttm.trace(model) as maps:
-        torch.testing.assert_close(logits(model, pixels()), before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(model, pixels(model)), before, rtol=1e-4, atol=1e-5)
     # Not vacuous: the tokens did change places.
     assert not torch.equal(maps[0].assignment[0], torch.arange(grid.frames * grid.tokens))
 
@@ -114,7 +121,7 @@ def test_plan_is_met_and_tokens_are_as_planned(model: Any, learned: bool, comput
     plan = sttm.apply(model, compute=compute, learned=learned)
     assert plan.compute <= compute
     backbone = backbone_of(model)
-    grid = backbone.grid(model, CLIP)
+    grid = plain_grid(model)
     seen: list[int] = []
     blocks: Any = backbone.blocks(model)
     for block in blocks:
@@ -123,7 +130,7 @@ def test_plan_is_met_and_tokens_are_as_planned(model: Any, learned: bool, comput
         if getattr(model.config, "attention_type", "") == "divided_space_time":
             norm = block.layernorm_after
         norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    logits(model, pixels())
+    logits(model, pixels(model))
     expected, tokens, mergers = [], grid.prefix + grid.frames * grid.tokens, {m.layer: m for m in plan.mergers}
     for number in range(len(seen)):
         if number in mergers:
@@ -136,7 +143,7 @@ def test_macs_are_what_torch_counts(model: Any, learned: bool) -> None:
     def counted() -> float:
         on_meta = copy.deepcopy(model).to("meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            on_meta(torch.empty(1, *CLIP, device="meta"))
+            on_meta(pixels(model, 1).to("meta"))
         return counter.get_total_flops() / 2
 
     assert sttm.macs(model) == pytest.approx(counted(), rel=1e-6)
@@ -148,7 +155,7 @@ def test_gradients_reach_every_parameter(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     model.train()
-    out = model(pixels()).logits
+    out = model(pixels(model)).logits
     nn.functional.cross_entropy(out, torch.arange(len(out)) % 5).backward()
     # V-JEPA 2's predictor has no part in classification, merged or not.
     dead = [n for n, p in model.named_parameters() if "predictor" not in n and (p.grad is None or not p.grad.any())]
@@ -165,7 +172,7 @@ def test_gradient_checkpointing_changes_nothing(model: Any, learned: bool, reent
     def step() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model.zero_grad()
         torch.manual_seed(3)
-        loss = model(pixels()).logits.square().sum()
+        loss = model(pixels(model)).logits.square().sum()
         loss.backward()
         return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -184,15 +191,15 @@ def test_gradient_checkpointing_changes_nothing(model: Any, learned: bool, reent
 def test_batch_of_two_is_two_of_one(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
-    both = logits(model, pixels())
-    each = torch.cat([logits(model, clip[None]) for clip in pixels()])
+    both = logits(model, pixels(model))
+    each = torch.cat([logits(model, clip[None]) for clip in pixels(model)])
     torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_autocast_is_finite(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     with torch.autocast("cpu", torch.bfloat16):
-        out = logits(model, pixels() * 30)
+        out = logits(model, pixels(model) * 30)
     assert out.isfinite().all()
 
 
@@ -200,7 +207,7 @@ def test_bf16_autocast_is_finite(model: Any, learned: bool) -> None:
 def test_half_precision_models_are_finite(model: Any, learned: bool, dtype: torch.dtype) -> None:
     model.to(dtype)
     sttm.apply(model, compute=0.6, learned=learned)
-    out = logits(model, pixels().to(dtype))
+    out = logits(model, pixels(model).to(dtype))
     assert out.dtype == dtype and out.isfinite().all()
 
 
@@ -210,31 +217,31 @@ def test_two_merged_models_do_not_disturb_each_other(model: Any, learned: bool) 
     sttm.apply(other, compute=0.5, learned=not learned)
     stir(model)
     stir(other)
-    alone, other_alone = logits(model, pixels()), logits(other, pixels(seed=5))
+    alone, other_alone = logits(model, pixels(model)), logits(other, pixels(other, seed=5))
     # One runs in the middle of the other's forward.
     blocks = backbone_of(model).blocks(model)
 
     def interrupt(*_: object) -> None:
-        logits(other, pixels(seed=5))
+        logits(other, pixels(model, seed=5))
 
     handle = blocks[-1].register_forward_pre_hook(interrupt)
-    between = logits(model, pixels())
+    between = logits(model, pixels(model))
     handle.remove()
     assert torch.equal(between, alone)
-    assert torch.equal(logits(other, pixels(seed=5)), other_alone)
+    assert torch.equal(logits(other, pixels(model, seed=5)), other_alone)
 
 
 def test_deepcopy_stands_alone(model: Any, learned: bool) -> None:
-    plain, state = logits(model, pixels()), snapshot(model)
+    plain, state = logits(model, pixels(model)), snapshot(model)
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
-    merged = logits(model, pixels())
+    merged = logits(model, pixels(model))
     twin = copy.deepcopy(model)
     sttm.remove(model)
     assert snapshot(model) == state
-    assert torch.equal(logits(twin, pixels()), merged)
+    assert torch.equal(logits(twin, pixels(model)), merged)
     sttm.remove(twin)
-    assert torch.equal(logits(twin, pixels()), plain)
+    assert torch.equal(logits(twin, pixels(model)), plain)
     assert snapshot(twin)[1:] == state[1:]
 
 
@@ -243,11 +250,11 @@ def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) ->
     stir(model)
     sttm.save(model, tmp_path / "merged")
     loaded = sttm.load(tmp_path / "merged")
-    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+    assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
     assert {p.suffix for p in (tmp_path / "merged").iterdir()} <= {".json", ".safetensors"}
     sttm.remove(loaded)
     sttm.remove(model)
-    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+    assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
 
 
 def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_path: Path) -> None:
@@ -267,7 +274,7 @@ def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_pat
 
 
 def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, state = logits(model, pixels()), snapshot(model)
+    before, state = logits(model, pixels(model)), snapshot(model)
     wrong: Any
     for wrong in (0, -1, 1.5, float("nan"), "fast", True, None, 0.001):
         with pytest.raises(sttm.SttmError):
@@ -288,7 +295,7 @@ def test_failed_apply_leaves_the_model_as_it_was(model: Any, learned: bool, monk
     with pytest.raises(RuntimeError, match="no more"):
         sttm.apply(model, compute=0.6, learned=learned)
     assert snapshot(model) == state
-    assert torch.equal(logits(model, pixels()), before)
+    assert torch.equal(logits(model, pixels(model)), before)
 
 
 def test_twice_is_an_error(model: Any) -> None:
@@ -304,14 +311,14 @@ def test_twice_is_an_error(model: Any) -> None:
 def test_trace_records_every_merger(model: Any, learned: bool) -> None:
     plan = sttm.apply(model, compute=0.5, learned=learned)
     with sttm.trace(model) as maps:
-        logits(model, pixels())
-    logits(model, pixels())
+        logits(model, pixels(model))
+    logits(model, pixels(model))
     assert len(maps) == len(plan.mergers) > 0
-    sequences = backbone_of(model).grid(model, CLIP).sequences
+    sequences = plain_grid(model).sequences
     for found, merger in zip(maps, plan.mergers, strict=True):
         assert found.grid == ((merger.frames_before, merger.tokens_before), (merger.frames, merger.tokens))
         assert found.assignment.shape == (2 * sequences, merger.frames_before * merger.tokens_before)
-        grid = backbone_of(model).grid(model, CLIP)
+        grid = plain_grid(model)
         torch.testing.assert_close(
             found.size.sum(-1), torch.full((2 * sequences,), float(grid.frames * grid.tokens)), rtol=1e-4, atol=1e-3
         )
@@ -319,13 +326,13 @@ def test_trace_records_every_merger(model: Any, learned: bool) -> None:
 
 def compiled_logits(model: Any, backend: str) -> torch.Tensor:
     torch._dynamo.reset()
-    return logits(torch.compile(model, fullgraph=True, backend=backend), pixels())
+    return logits(torch.compile(model, fullgraph=True, backend=backend), pixels(model))
 
 
 def test_traces_as_one_graph(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
-    eager = logits(model, pixels())
+    eager = logits(model, pixels(model))
     torch.testing.assert_close(compiled_logits(model, "aot_eager"), eager, rtol=1e-4, atol=1e-5)
 
 
@@ -336,7 +343,7 @@ def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:
     model = FAMILIES[family]().eval()
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
-    eager = logits(model, pixels())
+    eager = logits(model, pixels(model))
     torch.testing.assert_close(compiled_logits(model, "inductor"), eager, rtol=1e-4, atol=1e-5)
 
 
@@ -344,10 +351,10 @@ def test_state_dict_can_be_pickled(model: Any, learned: bool, tmp_path: Path) ->
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     torch.save(model.state_dict(), tmp_path / "state.pt")
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     stir(model)
     model.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(logits(model, pixels()), expected)
+    assert torch.equal(logits(model, pixels(model)), expected)
 
 
 def test_unknown_model_names_the_families_and_the_way_out() -> None:

@@ -44,7 +44,7 @@ def test_the_budget_is_met_and_counted_as_torch_counts(method: str, name: str, c
     model = lively(name).to("meta")
     plan = sttm.apply(model, compute, method, learned=method in LEARNED)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *backbone_of(model).clip_shape(model), device="meta"))
+        model(pixels(model, 1).to("meta"))
     assert plan.compute <= compute
     assert counter.get_total_flops() / 2 == pytest.approx(plan.macs_after, rel=1e-6)
 
@@ -72,28 +72,28 @@ def test_real_shapes_reach_every_budget(shape: str, name: str) -> None:
 @every_case
 def test_a_reduced_model_keeps_every_promise(method: str, name: str) -> None:
     model = lively(name)
-    before = logits(model, pixels())
+    before = logits(model, pixels(model))
     plan = sttm.apply(model, 0.5, method, learned=method in LEARNED)
     with sttm.trace(model) as maps:
-        both = logits(model, pixels())
-    each = torch.cat([logits(model, clip[None]) for clip in pixels()])
+        both = logits(model, pixels(model))
+    each = torch.cat([logits(model, clip[None]) for clip in pixels(model)])
     torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(both, before, atol=1e-5)
-    grid = backbone_of(model).grid(model, (8, 3, 32, 32))
+    grid = backbone_of(model).grid(model, plan.clip_shape)
     assert [m.grid[1] for m in maps] == [(m.frames, m.tokens) for m in plan.mergers]
     picture = slots(maps, grid, clip=1)
     assert picture.max() < plan.mergers[-1].frames * plan.mergers[-1].tokens * grid.sequences
     assert (picture < 0).any() == (method in DROPPING)
     with torch.autocast("cpu", torch.bfloat16):
-        assert logits(model, pixels() * 30).isfinite().all()
+        assert logits(model, pixels(model) * 30).isfinite().all()
     half = copy.deepcopy(model).bfloat16()
-    assert logits(half, pixels().bfloat16()).isfinite().all()
+    assert logits(half, pixels(model).bfloat16()).isfinite().all()
     model.train()
-    nn.functional.cross_entropy(model(pixels()).logits, torch.tensor([0, 1] * (len(both) // 2))).backward()
+    nn.functional.cross_entropy(model(pixels(model)).logits, torch.tensor([0, 1] * (len(both) // 2))).backward()
     dead = [n for n, p in model.named_parameters() if "predictor" not in n and (p.grad is None or not p.grad.any())]
     assert [n for n in dead if not n.endswith("key.bias")] == []
     sttm.remove(model)
-    assert torch.equal(logits(model.eval(), pixels()), before)
+    assert torch.equal(logits(model.eval(), pixels(model)), before)
 
 
 @every_baseline
@@ -103,7 +103,7 @@ def test_only_what_has_parameters_is_learned(name: str) -> None:
     assert any(".merger." in n for n, _ in model.named_parameters()) == (name in LEARNED)
     if name not in LEARNED:
         sttm.apply(twin, 0.5, name)
-        assert torch.equal(logits(model, pixels()), logits(twin, pixels()))
+        assert torch.equal(logits(model, pixels(model)), logits(twin, pixels(model)))
 
 
 @every_baseline
@@ -111,7 +111,7 @@ def test_saved_and_loaded_is_exact(name: str, tmp_path: Path) -> None:
     model = lively("videomae")
     plan = sttm.apply(model, 0.5, name, learned=name in LEARNED)
     loaded = sttm.load(sttm.save(model, tmp_path / "reduced"))
-    assert torch.equal(logits(loaded, pixels()), logits(model, pixels()))
+    assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
     assert plan_of(loaded) == plan
 
 

@@ -40,7 +40,7 @@ def in_threads(calls: list[Any], threads: int) -> list[Any]:
 
 def test_eight_threads_answer_as_one(model: Any) -> None:
     """1,000 forwards over the six models, bit for bit what one thread gives."""
-    clips = [pixels(1, seed) for seed in range(8)]
+    clips = [pixels(model, 1, seed) for seed in range(8)]
     alone = [logits(model, clip) for clip in clips]
     found = in_threads([lambda clip=clip: logits(model, clip) for clip in clips * 21], threads=8)
     wrong = [index for index, answer in enumerate(found) if not torch.equal(answer, alone[index % 8])]
@@ -62,7 +62,7 @@ def test_replicas_answer_as_the_model(model: Any) -> None:
         return copied
 
     replicas = [replica(model) for _ in range(4)]
-    clips = [pixels(1, seed) for seed in range(4)]
+    clips = [pixels(model, 1, seed) for seed in range(4)]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
@@ -84,7 +84,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 def test_checkpointed_forwards_before_one_backward(model: Any, reentrant: bool) -> None:
     """Every forward is recomputed with its own sizes, also in another thread."""
     model.train()
-    clips = [pixels(1, seed) for seed in range(3)]
+    clips = [pixels(model, 1, seed) for seed in range(3)]
 
     def loss() -> torch.Tensor:
         return torch.stack([model(clip).logits.square().sum() for clip in clips]).sum()
@@ -111,13 +111,13 @@ def test_checkpointing_around_blocks_is_refused(model: Any) -> None:
     for number, block in enumerate(blocks):
         blocks[number] = checkpoint_wrapper(block)
     model.train()
-    loss = model(pixels()).logits.sum()
+    loss = model(pixels(model)).logits.sum()
     with pytest.raises(sttm.SttmError, match="gradient_checkpointing_enable"):
         loss.backward()
 
 
 def test_an_exception_leaves_nothing_behind(model: Any) -> None:
-    expected = logits(model, pixels())
+    expected = logits(model, pixels(model))
     for block in backbone_of(model).blocks(model)[1:]:
 
         def fail(*_: object) -> None:
@@ -126,24 +126,24 @@ def test_an_exception_leaves_nothing_behind(model: Any) -> None:
         for module in (block, *block.children()):
             handle = module.register_forward_pre_hook(fail)
             with pytest.raises(RuntimeError, match="in the middle"):
-                logits(model, pixels(1, seed=9))
+                logits(model, pixels(model, 1, seed=9))
             handle.remove()
             assert local.states == []
-            assert torch.equal(logits(model, pixels()), expected)
+            assert torch.equal(logits(model, pixels(model)), expected)
 
 
 def test_a_model_inside_itself(model: Any) -> None:
     """A forward of the same model in the middle of a forward, on another number of clips."""
-    expected, inner = logits(model, pixels()), logits(model, pixels(3, seed=5))
+    expected, inner = logits(model, pixels(model)), logits(model, pixels(model, 3, seed=5))
     found: list[torch.Tensor] = []
 
     def interrupt(*_: object) -> None:
         if not found:
             found.append(torch.empty(0))
-            found.append(logits(model, pixels(3, seed=5)))
+            found.append(logits(model, pixels(model, 3, seed=5)))
 
     handle = backbone_of(model).blocks(model)[-1].register_forward_pre_hook(interrupt)
-    assert torch.equal(logits(model, pixels()), expected)
+    assert torch.equal(logits(model, pixels(model)), expected)
     handle.remove()
     assert torch.equal(found[1], inner)
 
@@ -152,16 +152,16 @@ def test_the_base_by_itself(model: Any) -> None:
     base = backbone_of(model).base(model)
     options = {"skip_predictor": True} if "VJEPA2" in type(model).__name__ else {}
     with torch.no_grad(), sttm.trace(model) as maps:
-        first = base(pixels(), **options)[0]
-        model(pixels(1, seed=7))
-        assert torch.equal(base(pixels(), **options)[0], first)
+        first = base(pixels(model), **options)[0]
+        model(pixels(model, 1, seed=7))
+        assert torch.equal(base(pixels(model), **options)[0], first)
     mergers = sttm.patching.api.plan_of(model).mergers
     assert len(maps) == 3 * len(mergers) and local.states == []
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no batching rule for fused attention
 def test_vmap_is_a_loop(model: Any) -> None:
-    clips = torch.stack([pixels(1, seed) for seed in range(3)])
+    clips = torch.stack([pixels(model, 1, seed) for seed in range(3)])
     with torch.no_grad():
         found = torch.func.vmap(lambda clip: model(clip).logits)(clips)
         expected = torch.stack([model(clip).logits for clip in clips])
@@ -174,7 +174,7 @@ def test_trace_sees_its_own_thread_only_and_stops(model: Any) -> None:
 
     def keep_busy() -> None:
         while not stop.is_set():
-            logits(model, pixels(3, seed=4))
+            logits(model, pixels(model, 3, seed=4))
             started.set()
 
     other = threading.Thread(target=keep_busy)
@@ -182,21 +182,21 @@ def test_trace_sees_its_own_thread_only_and_stops(model: Any) -> None:
     started.wait()
     try:
         with sttm.trace(model) as maps:
-            logits(model, pixels(2))
+            logits(model, pixels(model, 2))
             with sttm.trace(model) as inner:
-                logits(model, pixels(2))
-        logits(model, pixels(2))
+                logits(model, pixels(model, 2))
+        logits(model, pixels(model, 2))
     finally:
         stop.set()
         other.join()
     assert len(maps) == 2 * mergers and len(inner) == mergers
     assert {len(found.assignment) % 2 for found in maps} == {0}
-    logits(model, pixels(2))
+    logits(model, pixels(model, 2))
     assert len(maps) == 2 * mergers
 
 
 def test_trace_sees_its_own_model_only(model: Any) -> None:
     other = copy.deepcopy(model)
     with sttm.trace(model) as maps, sttm.trace(other) as others:
-        logits(model, pixels())
+        logits(model, pixels(model))
     assert maps and not others

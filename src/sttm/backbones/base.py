@@ -113,6 +113,8 @@ class Backbone(ABC):
     aligned: bool = False
     #: tokens lie place by place, all frames of a place together, instead of frame by frame
     time_minor: bool = False
+    #: pixels are pictures, [clips, channels, height, width], each a clip of one frame
+    pictures: bool = False
 
     @abstractmethod
     def blocks(self, model: Any) -> Any:
@@ -141,6 +143,26 @@ class Backbone(ABC):
     @abstractmethod
     def layer(self, block: Any) -> Layer:
         """Return the attention modules of a block, and how the slots reach them."""
+
+    def pixels_shape(self, clips: int, clip_shape: ClipShape) -> tuple[int, ...]:
+        """Return the shape of the pixels of so many clips, as a forward takes them."""
+        return (clips, *clip_shape[1:]) if self.pictures else (clips, *clip_shape)
+
+    def clip_of(self, pixels: Tensor) -> ClipShape:
+        """Return the shape of one clip of such pixels.
+
+        Raises:
+            SttmError: for pixels of another number of dimensions.
+        """
+        what, axes = ("pictures", 4) if self.pictures else ("clips", 5)
+        if pixels.ndim != axes:
+            shape = f"{what}, {'' if self.pictures else 'frames, '}channels, height, width"
+            raise SttmError(
+                f"this {self.family} model takes pixels of ({shape}) and got {pixels.ndim} dimensions; "
+                f"give it a batch of {what}"
+            )
+        frames, channels, height, width = (1, *pixels.shape[1:]) if self.pictures else pixels.shape[1:]
+        return frames, channels, height, width
 
     def base(self, model: Any) -> Any:
         """Return the model without its head; a call of it is a forward by itself."""

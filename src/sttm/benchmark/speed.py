@@ -189,8 +189,8 @@ def _measure(
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Return the measured fields of each variant's row."""
-    plain = variants[0].model
-    shape = (batch, *backbone_of(plain).clip_shape(plain))
+    plain, backbone = variants[0].model, backbone_of(variants[0].model)
+    shape = backbone.pixels_shape(batch, backbone.clip_shape(plain))
     pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def run_once(model: nn.Module) -> None:

@@ -44,15 +44,11 @@ class OpenForward:
 
     def _check(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         pixels = args[0] if args else kwargs.get(getattr(module, "main_input_name", ""))
-        if not isinstance(pixels, Tensor) or tuple(pixels.shape[1:]) == self.clip_shape:
+        if not isinstance(pixels, Tensor):
             return
-        given = tuple(pixels.shape[1:])
-        if len(given) != 4:
-            raise SttmError(
-                f"this merged model takes pixels of (clips, frames, channels, height, width) and got {pixels.ndim} "
-                "dimensions; give it a batch of clips"
-            )
-        if self.backbone.grid(module, given) != self.grid:  # raises where the family takes no such clip
+        given = self.backbone.clip_of(pixels)
+        # `grid` raises where the family takes no such clip.
+        if given != self.clip_shape and self.backbone.grid(module, given) != self.grid:
             raise SttmError(
                 f"this model was merged for clips of {self.clip_shape} (frames, channels, height, width) and got "
                 f"{given}; call sttm.remove(model), then sttm.apply(model, clip_shape={given})"
