@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+)
 
 import sttm
 from sttm.patching.saving import PLAN_FILE
@@ -48,6 +54,12 @@ def test_plain_models_are_saved_and_loaded_too(tmp_path: Path) -> None:
 def test_nothing_is_printed(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sttm.save(sttm.load(saved), tmp_path / "again")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_picture_classifier_of_no_known_family_is_named(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    DeiTForImageClassification(DeiTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained(tmp_path)
+    assert "knows a DeiTForImageClassification" in refused(tmp_path)
 
 
 def refused(name: str | Path) -> str:

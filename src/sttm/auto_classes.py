@@ -65,12 +65,15 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, MODEL_MAPPING
+    from transformers.models.auto import modeling_auto as auto
 
-    from sttm.pretrained import MergedConfig, MergedForVideoClassification, MergedModel
+    from sttm.pretrained import MergedConfig, MergedForImageClassification, MergedForVideoClassification, MergedModel
 
     _register_config()
-    classifiers, bases = MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, MODEL_MAPPING
-    loaders: list[tuple[Any, Any]] = [(classifiers, MergedForVideoClassification), (bases, MergedModel)]
+    loaders: list[tuple[Any, Any]] = [
+        (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, MergedForVideoClassification),
+        (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MergedForImageClassification),
+        (auto.MODEL_MAPPING, MergedModel),
+    ]
     for mapping, loader in loaders:
         mapping.register(MergedConfig, loader, exist_ok=True)

@@ -43,7 +43,7 @@ def resolve(name: str | Path) -> Path:
 
 
 def load(name: str | Path = DEFAULT) -> Any:
-    """Load a video classification model in eval mode, merged if it was saved merged.
+    """Load a model that classifies videos (or pictures) in eval mode, merged if it was saved merged.
 
     Args:
         name: one of the bundled models, a folder, or a hub id.
@@ -52,7 +52,6 @@ def load(name: str | Path = DEFAULT) -> Any:
         SttmError: if the model is missing, has no safetensors weights or no trained head, or is of no known family.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForVideoClassification
 
     from sttm.backbones import backbone_of
     from sttm.patching.saving import check_merged
@@ -61,7 +60,7 @@ def load(name: str | Path = DEFAULT) -> Any:
     check_merged(folder)
     with quiet():
         try:
-            model, info = AutoModelForVideoClassification.from_pretrained(
+            model, info = _auto_class(folder).from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
         except SttmError:
@@ -154,6 +153,22 @@ def _check_folder(folder: Path) -> None:
             "safetensors are; load it with transformers where you trust it and save it again with save_pretrained"
         )
     raise SttmError(f"{folder} has a config.json but no weights; it should hold a model.safetensors")
+
+
+def _auto_class(folder: Path) -> Any:
+    """Return transformers' auto class for the classifier in a folder: that of pictures if its type has no other."""
+    from transformers.models.auto import modeling_auto as auto
+
+    from sttm.patching.saving import read_config
+
+    kind = read_config(folder).get("model_type")
+    of_videos, of_pictures = (
+        auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+    if kind in of_pictures and kind not in of_videos:
+        return auto.AutoModelForImageClassification
+    return auto.AutoModelForVideoClassification
 
 
 def _download(name: str) -> Path:

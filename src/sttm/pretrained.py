@@ -76,5 +76,9 @@ class MergedForVideoClassification(_Merged):
     auto_class = "AutoModelForVideoClassification"
 
 
+class MergedForImageClassification(_Merged):
+    auto_class = "AutoModelForImageClassification"
+
+
 class MergedModel(_Merged):
     auto_class = "AutoModel"

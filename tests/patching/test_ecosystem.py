@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 
 import sttm
@@ -30,6 +31,11 @@ def merged(family: str, learned: bool = True) -> Any:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     return model
+
+
+def auto_class(model: Any) -> Any:
+    """Return transformers' auto class of classifiers such as this one."""
+    return getattr(transformers, f"AutoModelFor{type(model).__name__.partition('For')[2]}")
 
 
 @families
@@ -195,16 +201,17 @@ def test_what_is_no_model_says_so() -> None:
 @families
 @pytest.mark.parametrize("learned", [False, True])
 def test_auto_classes_give_back_the_merged_model(family: str, learned: bool, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
+    from transformers import AutoConfig, AutoModel
 
     model = merged(family, learned)
+    classifiers = auto_class(model)
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForVideoClassification.from_pretrained(tmp_path).eval()
+    loaded = classifiers.from_pretrained(tmp_path).eval()
     assert type(loaded) is type(model) and api.plan_of(loaded) == api.plan_of(model)
     assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
     assert loaded.config.to_dict().keys() == model.config.to_dict().keys()
     assert AutoConfig.from_pretrained(tmp_path).inner().id2label == model.config.id2label
-    half = AutoModelForVideoClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = classifiers.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     if family != "vjepa2":  # whose base is a family member of its own
         base = AutoModel.from_pretrained(tmp_path).eval()
@@ -222,7 +229,7 @@ def run_without_sttm(code: str, folder: Path) -> subprocess.CompletedProcess[str
 
 LOAD = """
 import sys, transformers
-for loader in ("AutoConfig", "AutoModelForVideoClassification", {!r}):
+for loader in ("AutoConfig", {!r}, {!r}):
     try:
         getattr(transformers, loader).from_pretrained(sys.argv[1])
         print(loader, "loaded")
@@ -235,7 +242,7 @@ for loader in ("AutoConfig", "AutoModelForVideoClassification", {!r}):
 def test_without_sttm_no_folder_passes_for_the_plain_model(family: str, tmp_path: Path) -> None:
     model = merged(family)
     model.save_pretrained(tmp_path)
-    outcome = run_without_sttm(LOAD.format(type(model).__name__), tmp_path)
+    outcome = run_without_sttm(LOAD.format(auto_class(model).__name__, type(model).__name__), tmp_path)
     config, auto, _ = outcome.stdout.splitlines()
     assert "refused" in config and "refused" in auto and "model type `sttm`" in config + auto
     # The family's own class reads any config; it warns.
@@ -290,7 +297,7 @@ def test_pushed_folders_are_saved_folders(tmp_path: Path, monkeypatch: pytest.Mo
 
 @families
 def test_trainer_checkpoints_come_back_merged(family: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForVideoClassification, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     model = merged(family)
     name = model.main_input_name
@@ -299,7 +306,7 @@ def test_trainer_checkpoints_come_back_merged(family: str, tmp_path: Path) -> No
         str(tmp_path), max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, seed=0
     )
     Trainer(model, arguments, train_dataset=data).train()
-    loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "checkpoint-2").eval()
+    loaded = auto_class(model).from_pretrained(tmp_path / "checkpoint-2").eval()
     assert torch.equal(logits(loaded, pixels(model)), logits(model.eval(), pixels(model)))
     # Resumed from the first step, a run ends where the first one did.
     again = merged(family)
