@@ -15,6 +15,8 @@ from transformers import (
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
     VivitConfig,
     VivitForVideoClassification,
     VJEPA2Config,
@@ -40,6 +42,11 @@ def vivit(frames: int = 8, **options: Any) -> Any:
     return VivitForVideoClassification(VivitConfig(**sizes | options))
 
 
+def vit(**options: Any) -> Any:
+    sizes = _SIZES | dict(image_size=32, patch_size=4, intermediate_size=96)
+    return ViTForImageClassification(ViTConfig(**sizes | options))
+
+
 def timesformer(attention: str = "divided_space_time", frames: int = 8, **options: Any) -> Any:
     sizes = _SIZES | dict(image_size=32, patch_size=8, num_frames=frames, intermediate_size=96)
     return TimesformerForVideoClassification(TimesformerConfig(**sizes | options, attention_type=attention))
@@ -59,6 +66,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "timesformer-joint": lambda: timesformer("joint_space_time"),
     "timesformer-space": lambda: timesformer("space_only"),
     "vjepa2": vjepa2,
+    "vit": vit,
 }
 
 

@@ -28,10 +28,19 @@ DROPPING = {"random", "frames", "sta"}
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 
 
+@cache
+def frames_and_order(name: str) -> tuple[int, bool]:
+    """Return how many token frames a family attends over, and whether their slots must be the same places."""
+    model = FAMILIES[name]()
+    backbone = backbone_of(model)
+    return backbone.grid(model, backbone.clip_shape(model)).frames, backbone.aligned
+
+
 def served(method: str, name: str) -> bool:
-    if name == "timesformer-space":
-        return method != "frames"
-    return spec_of(method).aligned or not name.startswith("timesformer")
+    frames, aligned = frames_and_order(name)
+    if frames == 1:
+        return not spec_of(method).whole_frames
+    return spec_of(method).aligned or not aligned
 
 
 CASES = [(method, name) for method in BASELINES for name in FAMILIES if served(method, name)]

@@ -39,7 +39,7 @@ def in_threads(calls: list[Any], threads: int) -> list[Any]:
 
 
 def test_eight_threads_answer_as_one(model: Any) -> None:
-    """1,000 forwards over the six models, bit for bit what one thread gives."""
+    """1,000 forwards and more over all models, bit for bit what one thread gives."""
     clips = [pixels(model, 1, seed) for seed in range(8)]
     alone = [logits(model, clip) for clip in clips]
     found = in_threads([lambda clip=clip: logits(model, clip) for clip in clips * 21], threads=8)

@@ -7,11 +7,12 @@ from typing import Any
 from sttm.backbones.base import Backbone
 from sttm.backbones.timesformer import TimeSformer
 from sttm.backbones.videomae import VideoMAE
+from sttm.backbones.vit import ViT
 from sttm.backbones.vivit import ViViT
 from sttm.backbones.vjepa2 import VJEPA2
 from sttm.errors import SttmError
 
-FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2()]
+FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2(), ViT()]
 
 
 def register(backbone: Backbone) -> None:
