@@ -8,6 +8,8 @@ import pytest
 
 import sttm
 from sttm.config import dump, load, parse_views
+from sttm.config.reading import find, recipes
+from tests.helpers import ROOT
 
 BASE = """
 data: {root: videos, train: {list: a.csv}, validation: {list: b.csv}}
@@ -111,6 +113,53 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     assert "inherits from itself" in refused(b"inherit: c.yaml")
     assert "data is missing" in refused(b"{}")
     assert "No such file" in refused(b"inherit: nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["motion-sttm", "motion-sttm.yaml", "ssv2/videomae-b-sttm"])
+def test_a_recipe_is_read_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder, and with what it inherits."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "motion-sttm").mkdir()  # a folder of that name, say of a run, is no config
+    path = ROOT / "configs" / f"{name.removesuffix('.yaml')}.yaml"
+    assert "inherit" in path.read_text()
+    assert load(name) == load(path) and load(name, ["optimizer.lr=0.5"]).optimizer.lr == 0.5
+
+
+def test_recipes_are_all_that_can_run() -> None:
+    runs = [path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml"]
+    assert sorted(recipes().values()) == sorted(runs)
+    assert all(find(name) == path for name, path in recipes().items())
+
+
+def test_recipes_of_an_installed_package_lie_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sttm" / "configs" / "set").mkdir(parents=True)
+    (tmp_path / "sttm" / "configs" / "set" / "one.yaml").write_text(BASE)
+    monkeypatch.setattr("sttm.config.reading.__file__", str(tmp_path / "sttm" / "config" / "reading.py"))
+    assert recipes() == {"set/one": tmp_path / "sttm" / "configs" / "set" / "one.yaml"}
+
+
+def test_a_file_comes_before_a_recipe(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.parent)
+    base.rename("scene.yaml")
+    assert load("scene.yaml").data.root == Path("videos") and load("scene").data.root != Path("videos")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("ut_interacton", "did you mean ut_interaction?"),
+        ("videomae-b-sttm", "did you mean ssv2/videomae-b-sttm?"),
+        ("configs/ssv2/vivit.yaml", "did you mean ssv2/vivit?"),
+        ("ssv2/base", "did you mean ssv2/"),
+        ("???", "`sttm configs` lists the recipes"),
+    ],
+)
+def test_neither_a_file_nor_a_recipe(name: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sttm.SttmError) as caught:
+        load(name)
+    assert str(caught.value).startswith(f"{name} is neither a file nor a recipe; {advice}")
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_in_a_config_is_executed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sttm.cli.printing import complain, complain_of_videos
 
 @app.command(epilog="Example:  sttm train configs/ut_interaction.yaml --set merging.compute=0.62")
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a recipe.")],
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:

@@ -1,5 +1,7 @@
 """Reading settings from YAML: a config may inherit from another, and `--set a.b=v` overrides both.
 
+A config is named by its path, or by its name where it is one of the recipes that ship with the package.
+
 An unknown key is named in the error, with the most similar key that exists.
 """
 
@@ -18,25 +20,58 @@ from sttm.errors import SttmError
 
 #: The key with which a config names the config that it changes.
 INHERIT = "inherit"
+#: The stem of a config that only others inherit from.
+SHARED = "base"
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Return the settings of a config and of those that it inherits from, changed by the overrides.
 
     Args:
-        path: a YAML file; its key `inherit` may name another file, relative to this one, that it changes.
+        path: a YAML file, or the name of a recipe; its key `inherit` may name another file, relative to this one, that
+            it changes.
         overrides: "a.b=v" each, with v in YAML: "optimizer.lr=1e-3", "data.without=[other]", "merging.compute=null".
 
     Raises:
         SttmError: for a file that is missing or not YAML, an unknown key, a value out of range, a contradiction.
     """
-    values = _read(Path(path), ())
+    values = _read(find(path), ())
     for override in overrides:
         values = _override(values, override)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SttmError(f"{path}: {_sentence(error)}") from error
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes that ship with the package, by name: "ut_interaction", "ssv2/videomae-b-sttm".
+
+    They lie in the package where it is installed, and beside src/ in a checkout.
+    """
+    package = Path(__file__).parents[1]
+    folder = package / "configs"
+    if not folder.is_dir():
+        folder = package.parents[1] / "configs"
+    paths = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths if path.stem != SHARED}
+
+
+def find(name: str | Path) -> Path:
+    """Return the file of a config: a path, or the name of a recipe, with or without its suffix.
+
+    Raises:
+        SttmError: if there is neither such a file nor such a recipe.
+    """
+    path, known = Path(name), recipes()
+    recipe = (path.with_suffix("") if path.suffix == ".yaml" else path).as_posix()
+    if not path.is_file() and recipe in known:
+        return known[recipe]
+    if path.exists():
+        return path
+    near = difflib.get_close_matches(recipe, known, n=1)
+    advice = f"did you mean {near[0]}?" if near else "`sttm configs` lists the recipes"
+    raise SttmError(f"{name} is neither a file nor a recipe; {advice}")
 
 
 def dump(settings: Settings) -> str:
