@@ -8,7 +8,19 @@ import pytest
 
 from tests.helpers import ROOT
 
-COMMANDS = ("predict", "models", "doctor", "synth", "bench", "demo", "train", "eval", "data check")
+COMMANDS = (
+    "predict",
+    "models",
+    "doctor",
+    "synth",
+    "bench",
+    "demo",
+    "train",
+    "configs",
+    "configs show",
+    "eval",
+    "data check",
+)
 
 
 def test_help_imports_neither_torch_nor_transformers():
