@@ -60,8 +60,8 @@ def apply(
     What that does to accuracy, beside every baseline at equal multiply-adds, is in docs/evidence.md.
 
     Args:
-        model: VideoMAE, TimeSformer, ViViT or V-JEPA 2 from transformers (or a family of one's own); inside a PeftModel
-            or DDP, the model in it is edited.
+        model: VideoMAE, TimeSformer, ViViT, V-JEPA 2 or ViT from transformers (or a family of one's own); inside a
+            PeftModel or DDP, the model in it is edited.
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
             reaches it from below, within 0.01. 1 puts nothing in.
         method: how tokens become fewer; "sttm", or the name of a baseline.
