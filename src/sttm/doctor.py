@@ -101,8 +101,8 @@ def _video() -> str:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8))))
             container.mux(stream.encode())
         (clip,) = read(path, Sampling(num_frames=8))
-    if clip.frames_decoded != 8:
-        raise RuntimeError(f"of 8 frames written as h264, {clip.frames_decoded} came back")
+    if len(set(clip.indices)) != 8:
+        raise RuntimeError(f"of 8 frames written as h264, {len(set(clip.indices))} came back")
     return f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info}; h264 written and read back"
 
 

@@ -134,7 +134,7 @@ def test_bad_configs_are_one_sentence(sttm, config, tmp_path):
     for args, said in (
         (["--split", "mine"], "choose train, validation, test"),
         (["--split", "train"], "data.train"),
-        (["--layout", "csv"], "belong to --data"),
+        (["--format", "csv"], "belong to --data"),
         (["--set", "model.start=null", "--set", "model.family=videomae"], "run sttm train"),
     ):
         outcome = sttm("eval", config, *args)

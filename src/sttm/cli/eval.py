@@ -30,7 +30,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="A run's config, or a name, folder, hub id.")],
     data: Annotated[Path | None, typer.Option(metavar="LIST", help="Annotation file, or folder of classes.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where its paths start.", show_default="beside it")] = None,
-    layout: Annotated[str, typer.Option(help="Its format.")] = "auto",
+    format: Annotated[str, typer.Option(help="Of the annotations.")] = "auto",
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Names of its classes.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the config, or in the list.", show_default="test")] = None,
     overrides: Sets = None,
@@ -50,7 +50,7 @@ def evaluate(
     from sttm.evaluation.request import Request
 
     request = Request(
-        target, overrides or (), data, root, layout, labels, split, compute, method, views, average, batch_size,
+        target, overrides or (), data, root, format, labels, split, compute, method, views, average, batch_size,
         dtype, device, workers, out, predictions,
     )  # fmt: skip
     raise typer.Exit(_run(request, as_json=as_json))

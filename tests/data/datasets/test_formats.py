@@ -220,7 +220,7 @@ def test_a_registered_format_finds_its_files(name: str, tmp_path: Path):
 def test_naming_the_format_changes_nothing(name: str, tmp_path: Path):
     data = EXAMPLES[name][0](tmp_path)
     assert data.train is not None
-    named = data.model_copy(update={"train": data.train.model_copy(update={"layout": name})})
+    named = data.model_copy(update={"train": data.train.model_copy(update={"format": name})})
     assert read_split(named, "train") == read_split(data, "train")
 
 

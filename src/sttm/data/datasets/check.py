@@ -18,6 +18,7 @@ from sttm.data.datasets.labels import directional
 from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
 from sttm.data.video.frame_folder import list_frames
 from sttm.data.video.read import Sampling, VideoInfo
+from sttm.data.video.video import attempt
 from sttm.errors import SttmError
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -90,15 +91,14 @@ def _check_all(videos: Sequence[Video], sampling: Sampling | None, threads: int)
 
 
 def _check_one(video: Video, sampling: Sampling | None) -> CheckedVideo:
-    try:
+    def look() -> CheckedVideo:
         info = video.probe()
         clips = [] if sampling is None else video.read(sampling)
         remarks = tuple(dict.fromkeys(warning for clip in clips for warning in clip.warnings))
         return CheckedVideo(video, info, fingerprint=_fingerprint(video), remarks=remarks)
-    except SttmError as error:
-        return CheckedVideo(video, error=str(error))
-    except Exception as error:  # a bug of ours or of a codec costs this video only
-        return CheckedVideo(video, error=f"reading it failed unexpectedly: {type(error).__name__}: {error}")
+
+    checked, error = attempt(look)
+    return checked or CheckedVideo(video, error=error)
 
 
 def _fingerprint(video: Video) -> bytes:

@@ -100,7 +100,7 @@ def _split(data: DataSettings, name: SplitName) -> SplitSettings:
 def _select(split: SplitSettings, name: SplitName) -> _Selected:
     """Read a list, and keep the annotations of this split whose columns have what `where` asks for."""
     setting = f"data.{name}"
-    listed, format_ = read_annotations(split.list, split.layout, setting)
+    listed, format_ = read_annotations(split.list, split.format, setting)
     annotations = listed.annotations
     wanted = _wanted_columns(split, name, annotations)
     for column, values in wanted.items():

@@ -78,9 +78,6 @@ def probe_frames(folder: str, *, skip: int = 0, count: int | None = None) -> Vid
             fps=None,
             num_frames=len(files),
             duration_seconds=None,
-            rotation=0,
-            codec=(image.format or "picture").lower(),
-            pixel_format=image.mode,
         )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from sttm.data.video.cache import VideoCache
+from sttm.data.video.container import FileLike, OpenFile
 from sttm.data.video.frame_folder import probe_frames, read_frames
 from sttm.data.video.read import Clip, Sampling, VideoInfo, probe, read
 from sttm.errors import SttmError
 
+Result = TypeVar("Result")
 VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
@@ -68,7 +72,7 @@ class Video:
         if self.frames is not None:
             skip, count = self.frames
             return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
-        return read(self._file(), sampling, name=self.path, rng=rng, cache=cache)
+        return read(self._file(), sampling, rng=rng, cache=cache)
 
     def probe(self) -> VideoInfo:
         """Read the header and the first frame.
@@ -78,9 +82,19 @@ class Video:
         """
         if self.frames is not None:
             return probe_frames(self.path, skip=self.frames[0], count=self.frames[1])
-        return probe(self._file(), name=self.path)
+        return probe(self._file())
 
-    def _file(self) -> str | io.BytesIO:
+    def _file(self) -> FileLike:
         if self.error is not None:
             raise SttmError(self.error)
-        return self.path if self.member is None else self.member.open()
+        return self.path if self.member is None else OpenFile(self.member.open(), self.path)
+
+
+def attempt(look: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """Return what looking at a video gives, or the reason why it gives nothing: a bad video costs only itself."""
+    try:
+        return look(), None
+    except SttmError as error:
+        return None, str(error)
+    except Exception as error:  # a bug of ours or of a codec is reported like a bad file
+        return None, f"reading it failed unexpectedly: {type(error).__name__}: {error}"
