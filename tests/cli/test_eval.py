@@ -141,7 +141,7 @@ def test_bad_configs_are_one_sentence(sttm, config, tmp_path):
         assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome.err
     (tmp_path / "file").write_text("")
     outcome = sttm("eval", config, "--out", tmp_path / "file" / "below")
-    assert outcome.code == 2 and "cannot write results" in outcome.err and outcome.err.count("\n") == 1
+    assert outcome.code == 2 and "cannot write to --out=" in outcome.err and outcome.err.count("\n") == 1
 
 
 @pytest.mark.slow

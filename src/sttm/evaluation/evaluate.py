@@ -24,8 +24,6 @@ from sttm.evaluation.inference import Average, Classified, classify, labels_of, 
 from sttm.evaluation.metrics import Confusion
 from sttm.evaluation.report import BEST, Answer, Evaluation
 
-__all__ = ["Evaluation", "evaluate", "match_classes"]
-
 
 # Over 40 lines: most are the options and what they mean.
 def evaluate(
@@ -62,17 +60,11 @@ def evaluate(
     numbers = match_classes(videos, labels)
     samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
     with closing(samples):
+        batches = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
         results = classify(
-            model,
-            samples,
-            views=views,
-            average=average,
-            batch_size=batch_size,
-            dtype=dtype,
-            batches=math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views)),
-            filler_VTCHW=_black(preprocess, views) if world > 1 else None,
-            advance=advance,
-        )
+            model, samples, views=views, average=average, batch_size=batch_size, dtype=dtype, batches=batches,
+            filler_VTCHW=_black(preprocess, views) if world > 1 else None, advance=advance,
+        )  # fmt: skip
         answers = [_answer(result, rank + world * result.sample.index, numbers) for result in results]
     answers = _gathered(answers) if world > 1 else answers
     counted = [(answer.truth, answer.best) for answer in answers if answer.truth is not None and answer.best]

@@ -58,16 +58,9 @@ def predict(
     network, preprocess = models.load_with_preprocess(model)
     plan = models.bring_to_compute(network.to(where), compute, method)
     names = [paths] if isinstance(paths, str | PathLike) else paths
-    return predict_files(
-        find_videos(fspath(name) for name in names),
-        network,
-        preprocess,
-        top_k=top_k,
-        views=views,
-        batch_size=batch_size,
-        compute=1.0 if plan is None else plan.compute,
-        dtype=kind,
-    )
+    files, spent = find_videos(fspath(name) for name in names), 1.0 if plan is None else plan.compute
+    options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size, "dtype": kind}
+    return predict_files(files, network, preprocess, compute=spent, **options)
 
 
 def find_videos(inputs: Iterable[str]) -> list[Video]:
@@ -144,12 +137,10 @@ def _record(result: Classified, labels: list[str], top_k: int, compute: float) -
     if result.scores_K is None:
         return {"path": sample.path, "error": result.error}
     best = result.scores_K.topk(min(top_k, len(labels)))
+    scored = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     record: dict[str, Any] = {
         "path": sample.path,
-        "predictions": [
-            {"label": labels[index], "score": score}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ],
+        "predictions": [{"label": labels[index], "score": score} for score, index in scored],
         "compute": compute,
         "frames_decoded": sample.frames_decoded,
         "seconds": round(result.seconds, 6),

@@ -72,7 +72,11 @@ def save(training: TrainingState, folder: Path, progress: Mapping[str, Any], mai
     Raises:
         SttmError: if it cannot be written (a full disk, a read-only folder); no part of it is left.
     """
-    state = {f"optimizer.{name}.{key}": _gathered(value) for name, key, value in _optimizer_state(training)}
+    state = {
+        f"optimizer.{training.names[parameter]}.{key}": _gathered(value)
+        for parameter, entries in training.optimizer.state.items()
+        for key, value in entries.items()
+    }
     if training.average is not None:
         state |= {f"weights.{name}": _gathered(value) for name, value in training.model.named_parameters()}
     with training.average.applied() if training.average is not None else nullcontext():
@@ -150,15 +154,6 @@ def prune(folder: Path, keep: int, best: str | None) -> None:
 def _write_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
     models.save(training.model, folder, weights)
     training.preprocess.to_folder(folder)
-
-
-def _optimizer_state(training: TrainingState) -> list[tuple[str, str, Tensor]]:
-    names = training.names
-    return [
-        (names[parameter], key, value)
-        for parameter, entries in training.optimizer.state.items()
-        for key, value in entries.items()
-    ]
 
 
 def _gathered(value: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ import torch
 from sttm.config import Settings, dump, parse_views
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.loader import Batch, training_batches
-from sttm.devices import machine
+from sttm.devices import device_of, machine
 from sttm.distributed import settle
 from sttm.errors import SttmError
-from sttm.evaluation.evaluate import Evaluation, evaluate
+from sttm.evaluation.evaluate import evaluate
 from sttm.evaluation.inference import reading_threads
+from sttm.evaluation.report import Evaluation, make_folder
 from sttm.training import checkpoints, checks
 from sttm.training.checkpoints import Progress
 from sttm.training.learner import Learner
@@ -257,9 +258,9 @@ def _accelerator(settings: Settings) -> Any:
         from accelerate import Accelerator
     except ImportError as error:
         raise SttmError("sttm train needs sttm[train]; run pip install 'sttm[train]'") from error
-    checks.check_device(settings.run.device)
+    device_of(settings.run.device)
     checks.check_trackers(settings.run.trackers)
-    checks.make_output(settings.run.output)
+    make_folder(settings.run.output, "run.output")
     trackers = list(settings.run.trackers) or None
     accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=trackers, project_dir=settings.run.output)
     accelerator.init_trackers("tracking")
