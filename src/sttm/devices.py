@@ -18,11 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype of a name in `DTYPES`.
-
-    Raises:
-        SttmError: for any other name.
-    """
+    """Return the dtype of a name in `DTYPES`; raise SttmError for any other name."""
     if name not in DTYPES:
         raise SttmError(f"unknown dtype {name!r}; choose {' or '.join(DTYPES)}")
     return DTYPES[name]

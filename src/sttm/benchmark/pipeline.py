@@ -58,15 +58,12 @@ def run(
     where = device_of(device)
     workers = workers or reading_threads()
     with TemporaryDirectory(prefix="sttm-bench-") as folder:
-        videos = _videos(data or _synthetic(Path(folder), clips))
+        if data is None:  # videos of the classes that the bundled models know
+            settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
+            data = make(Path(folder) / "motion", settings) / "validation.json"
+        videos = _videos(data)
         rows = [_row(name, videos, batch_size, rounds, workers, where) for name in names]
     return {"machine": machine(where), "rows": rows}
-
-
-def _synthetic(folder: Path, clips: int) -> Path:
-    """Return the list of new videos of the classes that the bundled models know."""
-    settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
-    return make(folder / "motion", settings) / "validation.json"
 
 
 def _videos(data: Path) -> VideoSet:

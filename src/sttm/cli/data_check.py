@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,14 +39,9 @@ def check(
     settings = load(config, overrides or ())
     from sttm.data.datasets import check as checking
 
-    def with_bar(checked: Iterable[Any], total: int) -> Iterator[Any]:
-        with progress("videos", total) as advance:
-            for one in checked:
-                yield one
-                advance(1)
-
     sampling = clips_of(settings.model)
-    report = checking.check(settings.data, sampling=sampling, decode=decode, threads=threads, progress=with_bar)
+    with progress("videos") as advance:
+        report = checking.check(settings.data, sampling=sampling, decode=decode, threads=threads, advance=advance)
     narrow = [{key: value for key, value in row.items() if key not in _JSON_ONLY} for row in report["splits"]]
     rows = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in narrow]
     print_rows(f"Data of {config} (min / median / max)", rows, as_json=report if as_json else None)

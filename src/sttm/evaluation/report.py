@@ -129,11 +129,7 @@ class Evaluation:
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Make the folder that a setting or option names, and check early that it can be written.
-
-    Raises:
-        SttmError: if it cannot.
-    """
+    """Make the folder that a setting or option names; raise SttmError if it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"

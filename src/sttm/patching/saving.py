@@ -67,11 +67,7 @@ def check_merged(folder: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan from its file.
-
-    Raises:
-        SttmError: if the file is missing or says something else.
-    """
+    """Read a plan from its file; raise SttmError if the file is missing or says something else."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["mergers"] = tuple(MergerPlan(**merger) for merger in fields["mergers"])

@@ -25,6 +25,7 @@ def check_compute(compute: float) -> float:
     return float(compute)
 
 
+# Over 40 lines: most are the options and why the schedule is what it is.
 def make_plan(
     backbone: Backbone,
     model: nn.Module,
@@ -92,23 +93,20 @@ def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | Non
 
 
 def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
-    frames = backbone.grid(model, empty.clip_shape).frames
-    if backbone.aligned and frames > 1 and not spec_of(empty.method).aligned:
-        raise SttmError(
-            f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
-            + ", ".join(name for name in METHODS if spec_of(name).aligned)
-        )
-    pooling = backbone.pooling(model)
-    if pooling is not None and pooling.reads == "first" and spec_of(empty.method).drops:
-        raise SttmError(
-            f"this {backbone.family} model classifies by its first token, which {empty.method} may drop; choose one of "
-            + ", ".join(name for name in METHODS if not spec_of(name).drops)
-        )
-    if spec_of(empty.method).whole_frames and frames == 1:
-        raise SttmError(
-            f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
-            + ", ".join(name for name in METHODS if not spec_of(name).whole_frames)
-        )
+    frames, pooling = backbone.grid(model, empty.clip_shape).frames, backbone.pooling(model)
+    method, family, spec = empty.method, backbone.family, spec_of(empty.method)
+    if backbone.aligned and frames > 1 and not spec.aligned:
+        wrong = f"{family} attends over time at each place, which {method} does not keep"
+        allowed = [name for name in METHODS if spec_of(name).aligned]
+    elif pooling is not None and pooling.reads == "first" and spec.drops:
+        wrong = f"this {family} model classifies by its first token, which {method} may drop"
+        allowed = [name for name in METHODS if not spec_of(name).drops]
+    elif spec.whole_frames and frames == 1:
+        wrong = f"{method} leaves out frames and this {family} model has one at a time"
+        allowed = [name for name in METHODS if not spec_of(name).whole_frames]
+    else:
+        return
+    raise SttmError(f"{wrong}; choose one of {', '.join(allowed)}")
 
 
 def _check_places(

@@ -33,6 +33,8 @@ TRAINING_SEED = 0
 #: Threads that read a batch; nothing is read while a model is timed.
 READERS = 2
 
+Advance = Callable[[int, int], None]
+
 
 @dataclass
 class Comparison:
@@ -73,12 +75,7 @@ def load_pair(plain: str, merged: str) -> Comparison:
 
 
 def make_videos(
-    comparison: Comparison,
-    folder: Path,
-    clips: int,
-    seed: int,
-    workers: int | None,
-    advance: Callable[[int, int], None],
+    comparison: Comparison, folder: Path, clips: int, seed: int, workers: int | None, advance: Advance
 ) -> int:
     """Make the videos that an earlier run has not made, list them with their classes, and return their number."""
     settings, made = SynthSettings("motion", clips, seed, train=0, validation=1, test=0), 0
@@ -102,11 +99,7 @@ def make_videos(
 
 
 def read_files(comparison: Comparison, files: Sequence[Video]) -> list[Sample]:
-    """Read some videos, and put their pixels on the device of the models.
-
-    Raises:
-        SttmError: for a video that cannot be read.
-    """
+    """Read videos, their pixels on the device of the models; raise SttmError for a video that cannot be read."""
     samples = []
     for sample in read_ahead(files, comparison.preprocess, (1, 1), READERS):
         if sample.pixels_VTCHW is None:
@@ -117,7 +110,6 @@ def read_files(comparison: Comparison, files: Sequence[Video]) -> list[Sample]:
 
 def classify_in_turn(comparison: Comparison, batch: int, advance: Callable[[int], None]) -> None:
     """Classify every video with both models; nothing else runs while a model is timed."""
-
     for turn, start in enumerate(range(0, len(comparison.files), batch)):
         started = time.perf_counter()
         samples = read_files(comparison, comparison.files[start : start + batch])
@@ -147,7 +139,7 @@ def result_of(comparison: Comparison, seed: int) -> dict[str, Any]:
     full = max(size for size, *_ in comparison.batches)
     timed = [batch for batch in comparison.batches if batch[0] == full]
     macs = [api.macs(network) for network in comparison.networks]
-    right_MN = [torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores]
+    plain_N, merged_N = (torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores)
     rows = []
     for number, name in enumerate(comparison.names):
         accuracy = Accuracy.of(torch.stack(comparison.scores[number]), comparison.truth_N)
@@ -167,10 +159,7 @@ def result_of(comparison: Comparison, seed: int) -> dict[str, Any]:
         "rows": rows,
         "speedup": quantiles([plain / merged for _, plain, merged in timed]),
         "ideal_speedup": macs[0] / macs[1],
-        "only_right": {
-            "plain": int((right_MN[0] & ~right_MN[1]).sum()),
-            "merged": int((right_MN[1] & ~right_MN[0]).sum()),
-        },
+        "only_right": {"plain": int((plain_N & ~merged_N).sum()), "merged": int((merged_N & ~plain_N).sum())},
         "batches_timed": len(timed),
         "reading_ms": 1000 * comparison.reading_seconds / len(comparison.truth_N),
         "clips": len(comparison.truth_N),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from sttm.data.video.read import Sampling, VideoInfo
 from sttm.data.video.video import attempt
 from sttm.errors import SttmError
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 _CHUNK = 1024  # videos handed to the threads at once
 _EDGE_BYTES = 2**16  # at either end of a file, which distinguish it from others
 
@@ -45,7 +44,7 @@ def check(
     sampling: Sampling | None = None,
     decode: bool = False,
     threads: int = 8,
-    progress: Progress = lambda checked, total: checked,
+    advance: Callable[[int, int], None] = lambda videos, total: None,
 ) -> dict[str, Any]:
     """Check every video of every split; return {"ok", "splits", "shared", "warnings"}.
 
@@ -57,7 +56,7 @@ def check(
         sampling: the clips that the model wants, to count the videos that are too short for them.
         decode: also decode such a clip of each video, which finds damage behind the first frame.
         threads: videos checked at the same time; give more than cores for a network disk.
-        progress: is given the checked videos and their number, and yields them again: a progress bar, say.
+        advance: called after each video with 1 and the number of all videos.
 
     Raises:
         SttmError: for settings or lists that cannot be read at all.
@@ -66,11 +65,12 @@ def check(
     if not names:
         raise SttmError("data names no list; give data.train, data.validation or data.test")
     sets: dict[SplitName, VideoSet] = {name: read_split(data, name, tolerant=True) for name in names}
-    todo = [video for videos in sets.values() for video in videos.videos]
-    checked = iter(progress(_check_all(todo, (sampling or Sampling()) if decode else None, threads), len(todo)))
-    found = {name: list(islice(checked, len(videos.videos))) for name, videos in sets.items()}
-    for _ in checked:  # to its end, or a progress bar would stay
-        pass
+    total, clips = sum(len(videos.videos) for videos in sets.values()), (sampling or Sampling()) if decode else None
+    found: dict[SplitName, list[CheckedVideo]] = {name: [] for name in names}
+    for name, videos in sets.items():
+        for checked in _check_all(videos.videos, clips, threads):
+            found[name].append(checked)
+            advance(1, total)
     splits = [_record(name, sets[name], found[name], sampling) for name in names]
     shared = _shared(found)
     warnings = [line for name in names for line in _warnings(data, name, sets[name], found[name])]

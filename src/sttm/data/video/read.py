@@ -59,11 +59,7 @@ class Clip:
 
 
 def probe(file: FileLike) -> VideoInfo:
-    """Read a video's header and its first frame.
-
-    Raises:
-        SttmError: if the file is missing, unreadable, no video, or yields no frame at all.
-    """
+    """Read a video's header and its first frame; raise SttmError if the file is no readable video with a frame."""
     with open_stream(file) as (container, stream):
         frame = next(frames_in_order(container, stream), None)
         if frame is None:

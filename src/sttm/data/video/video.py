@@ -31,11 +31,7 @@ class ShardMember:
     size: int
 
     def open(self) -> io.BytesIO:
-        """Read the bytes into a file object.
-
-        Raises:
-            SttmError: if the shard is gone or has become shorter.
-        """
+        """Read the bytes into a file object; raise SttmError if the shard is gone or has become shorter."""
         try:
             with Path(self.file).open("rb") as file:
                 file.seek(self.offset)
@@ -64,22 +60,14 @@ class Video:
     def read(
         self, sampling: Sampling, rng: np.random.Generator | None = None, *, cache: VideoCache | None = None
     ) -> list[Clip]:
-        """Decode one Clip a temporal view; see `sttm.data.video.read.read`.
-
-        Raises:
-            SttmError: if the video is gone or cannot be read.
-        """
+        """Decode one Clip a temporal view, as `sttm.data.video.read.read` does; raise SttmError if that is impossible."""
         if self.frames is not None:
             skip, count = self.frames
             return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
         return read(self._file(), sampling, rng=rng, cache=cache)
 
     def probe(self) -> VideoInfo:
-        """Read the header and the first frame.
-
-        Raises:
-            SttmError: if the video is gone or cannot be read.
-        """
+        """Read the header and the first frame; raise SttmError if the video is gone or cannot be read."""
         if self.frames is not None:
             return probe_frames(self.path, skip=self.frames[0], count=self.frames[1])
         return probe(self._file())
