@@ -25,11 +25,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def device_of(name: str = "auto") -> torch.device:
-    """Return the device of a name; "auto" is CUDA where there is a CUDA device, else the CPU.
-
-    Raises:
-        SttmError: for a name that torch does not know, or CUDA where torch sees none.
-    """
+    """Return the device of a name, CUDA where there is one for "auto"; raise SttmError for one that torch lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -40,7 +40,7 @@ def examine() -> Iterator[Finding]:
     yield _try("torchvision", _torchvision, needed=False, fix="pip uninstall torchvision: sttm does not need it")
     yield _try("model", _model, fix="fix what is broken above; if nothing is, reinstall sttm")
     for name in TRAINING:
-        yield _try(name, partial(_optional, name), needed=False, fix="pip install 'sttm[train]'")
+        yield _try(name, partial(_import, name, optional=True), needed=False, fix="pip install 'sttm[train]'")
 
 
 def _try(name: str, check: Callable[[], str | None], *, needed: bool = True, fix: str = "") -> Finding:
@@ -54,13 +54,11 @@ def _try(name: str, check: Callable[[], str | None], *, needed: bool = True, fix
     return Finding(name, "ok", detail, needed)
 
 
-def _import(name: str) -> str:
+def _import(name: str, *, optional: bool = False) -> str | None:
+    if optional and find_spec(name) is None:
+        return None
     importlib.import_module(name)
     return version(name)
-
-
-def _optional(name: str) -> str | None:
-    return None if find_spec(name) is None else _import(name)
 
 
 def _torch() -> str:

@@ -75,14 +75,10 @@ class Batch:
 def read_ahead(
     videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int
 ) -> Generator[Sample]:
-    """Yield a Sample of every video in order, decoded ahead by threads.
+    """Yield a Sample of every video in order, with these temporal views and spatial crops, decoded ahead by threads.
 
     PyAV and Pillow release the GIL, so threads decode as fast as processes would, start at once and hand the pixels
     over without a copy. Closing the generator ends the threads.
-
-    Args:
-        views: temporal views and spatial crops of each video.
-        workers: threads.
     """
     height, width = preprocess.crop or (224, 224)
     num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
@@ -159,10 +155,8 @@ class _BatchSampler(Sampler[list[StreamItem]]):
     ) -> None:
         batch_size, repeats = settings.optimizer.batch_size, settings.augment.repeats
         if batch_size % (world * micro_batch):
-            raise SttmError(
-                f"optimizer.batch_size={batch_size} cannot be divided among {world} processes in micro-batches of "
-                f"{micro_batch}; make it a multiple of {world * micro_batch}"
-            )
+            parts = f"{world} processes in micro-batches of {micro_batch}; make it a multiple of {world * micro_batch}"
+            raise SttmError(f"optimizer.batch_size={batch_size} cannot be divided among {parts}")
         if micro_batch % repeats:
             raise SttmError(
                 f"optimizer.micro_batch={micro_batch} is not a multiple of augment.repeats={repeats}, so that the "

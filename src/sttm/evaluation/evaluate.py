@@ -73,11 +73,7 @@ def evaluate(
 
 
 def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
-    """Return the model's number of each class that has videos, by name, or by number where the data have no names.
-
-    Raises:
-        SttmError: if the model does not know one of them.
-    """
+    """Return the model's number of each class that has videos, by name or number; raise SttmError if it has none."""
     known = Classes.of(labels, "the model")
     used = sorted({video.label for video in videos.videos if video.label is not None})
     numbers = {number: known.index(videos.classes[number]) for number in used}

@@ -93,20 +93,14 @@ def scores(
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Return the class probabilities [K] of each video, averaged over its views, in fp32 on the CPU.
-
-    Args:
-        videos_VTCHW: the pixels of all views of each video.
-        average, batch_size, dtype: as in `classify`.
-
-    Raises:
-        SttmError: as `classify` does.
-    """
+    """Return the class probabilities [K] of each video, averaged over its views, in fp32 on the CPU; see `classify`."""
     if not videos_VTCHW:
         return []
     with _explained(model, videos_VTCHW, batch_size):
         clips_BTCHW = torch.cat(list(videos_VTCHW))
-        logits_BnK = torch.cat([_outputs(model, some_BTCHW, dtype) for some_BTCHW in clips_BTCHW.split(batch_size)])
+        outputs_NK = torch.cat([forward(model, some, dtype).float().cpu() for some in clips_BTCHW.split(batch_size)])
+    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
+    logits_BnK = outputs_NK.unflatten(0, (len(clips_BTCHW), -1))
     if average == "probabilities":
         logits_BnK = logits_BnK.softmax(-1)
     means = [video_VnK.flatten(0, 1).mean(0) for video_VnK in logits_BnK.split([len(v) for v in videos_VTCHW])]
@@ -114,11 +108,7 @@ def scores(
 
 
 def forward(model: nn.Module, clips_BTCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the logits of some clips, computed on the model's device without gradients.
-
-    Args:
-        dtype: torch.float32, or the type for autocast.
-    """
+    """Return the logits of some clips, on the model's device without gradients; a dtype other than fp32 is autocast."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return model(clips_BTCHW.to(device)).logits
@@ -153,13 +143,6 @@ def _classified(sample: Sample, scores_K: Tensor | None, share: float) -> Classi
     if not scores_K.isfinite().all():
         return Classified(sample, None, NOT_FINITE, sample.seconds + share)
     return Classified(sample, scores_K, None, sample.seconds + share)
-
-
-def _outputs(model: nn.Module, clips_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return all outputs [B, n, K] of the model for some clips, in fp32 on the CPU."""
-    logits_BK = forward(model, clips_BTCHW, dtype)
-    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
-    return logits_BK.float().unflatten(0, (len(clips_BTCHW), -1)).cpu()
 
 
 @contextmanager

@@ -102,11 +102,7 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
 def model_of(request: Request, settings: Settings | None, notify: Callable[[str], None]) -> str:
     """Return the model to evaluate: the trained one of a run, or else the checkpoint that the run starts from.
 
-    Args:
-        notify: called with a sentence if it is not the trained one.
-
-    Raises:
-        SttmError: if the run has neither.
+    Call `notify` with a sentence if it is not the trained one; raise SttmError if the run has neither.
     """
     if settings is None:
         return request.target

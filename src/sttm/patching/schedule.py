@@ -12,7 +12,7 @@ from torch import nn
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.errors import SttmError
 from sttm.merging import METHODS, spec_of
-from sttm.patching.plan import MergerPlan, Plan, count_macs
+from sttm.patching.plan import Plan, count_macs
 from sttm.patching.search import Search
 
 
@@ -71,12 +71,14 @@ def make_plan(
         selector = selector or "novelty"
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute)
     before = count_macs(backbone, model, empty, ())
+    empty = replace(empty, macs_before=before, macs_after=before)
     if compute == 1:
-        return _counted(empty, before, before, ())
+        return empty
     _check_method(backbone, model, empty)
     _check_places(backbone, model, empty, layers, window)
-    found = Search(backbone, model, empty, before, compute, layers, window).best()
-    plan = _counted(empty, before, count_macs(backbone, model, empty, found), found)
+    found = Search(backbone, model, empty, layers, window).best()
+    after = count_macs(backbone, model, empty, found)
+    plan = replace(empty, compute=after / before, macs_after=after, mergers=found)
     if plan.short_by:
         warnings.warn(
             f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
@@ -134,7 +136,3 @@ def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) ->
         wrong = f"clip_shape={clip_shape!r} is not (frames, channels, height, width)"
         raise SttmError(f"{wrong}; give those four whole numbers") from None
     return frames, channels, height, width
-
-
-def _counted(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
-    return replace(empty, compute=after / before, macs_before=before, macs_after=after, mergers=mergers)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ class TrainingState:
     def names(self) -> dict[Tensor, str]:
         """Return the name of each parameter."""
         return {parameter: name for name, parameter in self.model.named_parameters()}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
 
 @dataclass
@@ -79,7 +83,7 @@ def save(training: TrainingState, folder: Path, progress: Mapping[str, Any], mai
     }
     if training.average is not None:
         state |= {f"weights.{name}": _gathered(value) for name, value in training.model.named_parameters()}
-    with training.average.applied() if training.average is not None else nullcontext():
+    with training.averaged():
         weights = gathered_weights(training)
     if not main:
         return

@@ -123,7 +123,7 @@ class _Run:
 
         training, progress = self.training, self.progress
         progress.unreadable = dict(gather_object(list(progress.unreadable.items())))
-        with self.learner.averaged():
+        with self.training.averaged():
             weights = checkpoints.gathered_weights(training)
             figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
             for name, videos in (("validation", self.validation), ("test", self.test)):
@@ -186,7 +186,7 @@ class _Run:
         progress, better = self.progress, False
         due = progress.step == self.steps or progress.step % self.evaluate_every == 0
         if self.validation is not None and due:
-            with self.learner.averaged():
+            with self.training.averaged():
                 top1 = self._evaluate(self.validation).top1.share
             better = top1 > progress.best_top1
             self._log({"event": "evaluation", "step": progress.step, "validation_top1": top1})

@@ -60,7 +60,7 @@ class Video:
     def read(
         self, sampling: Sampling, rng: np.random.Generator | None = None, *, cache: VideoCache | None = None
     ) -> list[Clip]:
-        """Decode one Clip a temporal view, as `sttm.data.video.read.read` does; raise SttmError if that is impossible."""
+        """Decode one Clip a temporal view; raise SttmError if the video is gone or cannot be read."""
         if self.frames is not None:
             skip, count = self.frames
             return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
