@@ -4,8 +4,8 @@ Legend: B clips in a batch, T frames, C colours, H height, W width.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from sttm.benchmark.memory import peak_bytes
 from sttm.benchmark.timing import in_turn, quantiles
 from sttm.devices import DTYPES, device_of, dtype_of, machine
 from sttm.errors import SttmError
-from sttm.evaluation.inference import forward
+from sttm.evaluation.inference import forward, memory_errors
 from sttm.merging import method_named
 from sttm.models import load
 from sttm.patching import api
@@ -115,7 +115,7 @@ def run(
         shape = backbone_of(variants[0].model).clip_shape(variants[0].model)
         pixels_BTCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0))
         for dtype in dtypes:
-            with _memory_errors(name, batch, where):
+            with memory_errors(f"{batch} clips at once through {name}", where):
                 clips_BTCHW = pixels_BTCHW.to(where)
                 measured = _measure(variants, clips_BTCHW, DTYPES[dtype], rounds, lambda: advance(1, forwards))
             facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
@@ -198,15 +198,3 @@ def _measure(
             }
         )
     return figures
-
-
-@contextmanager
-def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None]:
-    """Turn what torch raises when memory ends into one sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            many = f"{batch} clips at once through {name} do not fit into the memory of {device}"
-            raise SttmError(f"{many}; use a smaller batch") from error
-        raise

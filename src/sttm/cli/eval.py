@@ -30,7 +30,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="A run's config, or a name, folder, hub id.")],
     data: Annotated[Path | None, typer.Option(metavar="LIST", help="Annotation file, or folder of classes.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where its paths start.", show_default="beside it")] = None,
-    format: Annotated[str, typer.Option(help="Of the annotations.")] = "auto",
+    format: Annotated[str, typer.Option(help="Its annotation format.")] = "auto",
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Names of its classes.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the config, or in the list.", show_default="test")] = None,
     overrides: Sets = None,

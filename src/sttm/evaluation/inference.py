@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sttm.data.loader import Sample
 from sttm.errors import SttmError, first_line
-
-if TYPE_CHECKING:
-    from sttm.data.loader import Sample
 
 Average = Literal["probabilities", "logits"]
 
@@ -146,16 +144,25 @@ def _classified(sample: Sample, scores_K: Tensor | None, share: float) -> Classi
 
 
 @contextmanager
-def _explained(model: nn.Module, videos_VTCHW: Sequence[Tensor], batch_size: int) -> Iterator[None]:
-    """Turn what torch and transformers raise for clips that do not fit into one sentence."""
+def memory_errors(what: str, device: torch.device) -> Iterator[None]:
+    """Turn what torch raises when memory ends into one sentence."""
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise SttmError(f"{what} do not fit into the memory of {device}; use a smaller batch size") from error
+        raise
+
+
+@contextmanager
+def _explained(model: nn.Module, videos_VTCHW: Sequence[Tensor], batch_size: int) -> Iterator[None]:
+    """Turn what torch and transformers raise for clips that do not fit into one sentence."""
+    clips = min(batch_size, sum(len(views) for views in videos_VTCHW))
+    try:
+        with memory_errors(f"{clips} clips at once", next(model.parameters()).device):
+            yield
     except SttmError:
         raise
-    except torch.OutOfMemoryError as error:
-        clips = min(batch_size, sum(len(views) for views in videos_VTCHW))
-        many = f"{clips} clips at once do not fit into the memory of {next(model.parameters()).device}"
-        raise SttmError(f"{many}; use a smaller --batch-size") from error
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, videos_VTCHW[0].shape[1:]))
         what = f"the model does not take the clips of {shape} that its preprocessor makes ({first_line(error)})"

@@ -89,8 +89,10 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
             folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
             local_files_only=True,
         )  # fmt: skip
-    _check_loaded(model, info, settings.start)
-    _interpolate_positions(model, folder, {str(key[0]) for key in info["mismatched_keys"]})
+    table, whole_frames = LEARNED_POSITIONS.get(config.model_type, ("", False))
+    _check_loaded(model, info, settings.start, table)
+    if table in {key[0] for key in info["mismatched_keys"]}:
+        _interpolate_positions(model, folder, table, whole_frames)
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
     if (folder / PLAN_FILE).exists():
         models.install_saved(model, folder)
@@ -121,13 +123,12 @@ def _set_frames(config: Any, frames: int | None) -> None:
     setattr(config, FAMILIES[config.model_type].num_frames_key, frames)
 
 
-def _check_loaded(model: nn.Module, info: dict[str, Any], name: str) -> None:
-    """Check that only the head, and parts that pre-training does not have, are without weights."""
+def _check_loaded(model: Any, info: dict[str, Any], name: str, table: str) -> None:
+    """Check that only the head, the position table, and parts that pre-training does not have, lack weights."""
     base = f"{model.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
     if missing:
         raise SttmError(f"{name} has no weights for {missing[0]}; start from a checkpoint of the same family and size")
-    table, _ = LEARNED_POSITIONS.get(model.config.model_type, ("", False))  # type: ignore[union-attr, arg-type]
     other = [key for key in info["mismatched_keys"] if key[0] != table and not key[0].startswith(HEAD)]
     if other:
         key, found, wanted = other[0]
@@ -137,11 +138,8 @@ def _check_loaded(model: nn.Module, info: dict[str, Any], name: str) -> None:
         )
 
 
-def _interpolate_positions(model: nn.Module, folder: Path, mismatched: set[str]) -> None:
+def _interpolate_positions(model: nn.Module, folder: Path, table: str, whole_frames: bool) -> None:
     """Interpolate the checkpoint's learned position embeddings in time, for another number of frames."""
-    table, whole_frames = LEARNED_POSITIONS.get(str(model.config.model_type), ("", False))  # type: ignore[union-attr]
-    if table not in mismatched:
-        return
     stored_1NC, parameter = models.read_tensors(folder, {table}).get(table), model.get_parameter(table)
     if stored_1NC is None:
         raise SttmError(f"{folder} has no {table} to interpolate; keep its number of frames (leave model.frames out)")

@@ -148,8 +148,6 @@ class _Run:
         self.report({"event": "end", "folder": str(self.folder), **figures})
         return figures
 
-    # --- one step ---------------------------------------------------------------------------------------------
-
     def _learn(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
         """Take one step; return its loss, gradient norm and learning rate."""
         from accelerate.utils import gather_object
@@ -164,8 +162,6 @@ class _Run:
             raise checks.not_finite(loss, progress.step + 1, files, good[0] if good else None)
         checks.check_readable(progress.unreadable, len(self.videos.videos), self.settings.data.max_missing)
         return loss, norm, self.learner.step(progress.step, self.steps)
-
-    # --- between steps ------------------------------------------------------------------------------------------
 
     def _after_step(self) -> None:
         """Evaluate, save and stop where this step calls for it."""

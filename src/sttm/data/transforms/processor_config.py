@@ -97,9 +97,7 @@ class ProcessorSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {key: value for key, value in values.items() if value is not None}
-        return values
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
 class InputConfig(BaseModel):
