@@ -53,8 +53,5 @@ def _print(record: Mapping[str, Any]) -> None:
             print(f"The model is in {record['folder']}/model")
         case _:
             waiting = f", {record['waiting']:.0%} of the time waiting for data" if record["waiting"] > 0.1 else ""
-            print(
-                f"step {record['step']:,}/{record['steps']:,}: loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
-                f"{record['clips_per_s']:.1f} clips/s{waiting}",
-                flush=True,
-            )
+            rates = f"lr {record['lr']:.2e}, {record['clips_per_s']:.1f} clips/s{waiting}"
+            print(f"step {record['step']:,}/{record['steps']:,}: loss {record['loss']:.4f}, {rates}", flush=True)

@@ -76,7 +76,7 @@ def classify(
         if not readable and filler_VTCHW is not None:
             readable = [filler_VTCHW]
         started = time.perf_counter()
-        found = iter(scores(model, readable, average=average, batch_size=batch_size, dtype=dtype))
+        found = iter(scores(model, readable, average, batch_size, dtype))
         share = (time.perf_counter() - started) / max(1, len(readable))
         for sample in batch:
             yield _classified(sample, None if sample.pixels_VTCHW is None else next(found), share)
@@ -84,12 +84,7 @@ def classify(
 
 
 def scores(
-    model: nn.Module,
-    videos_VTCHW: Sequence[Tensor],
-    *,
-    average: Average = "probabilities",
-    batch_size: int = 8,
-    dtype: torch.dtype = torch.float32,
+    model: nn.Module, videos_VTCHW: Sequence[Tensor], average: Average, batch_size: int, dtype: torch.dtype
 ) -> list[Tensor]:
     """Return the class probabilities [K] of each video, averaged over its views, in fp32 on the CPU; see `classify`."""
     if not videos_VTCHW:

@@ -19,6 +19,9 @@ from sttm.data.video.video import VIDEO_SUFFIXES, Video
 from sttm.devices import device_of, dtype_of
 from sttm.evaluation.inference import Classified, classify, labels_of
 
+#: Threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
+READERS = 2
+
 
 # Over 40 lines: most are the options and what they mean.
 def predict(
@@ -81,7 +84,6 @@ def predict_files(
     batch_size: int = 8,
     compute: float = 1.0,
     dtype: torch.dtype = torch.float32,
-    workers: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Classify every file, and yield one record for each, in order, as soon as its batch has run.
 
@@ -92,13 +94,12 @@ def predict_files(
     Args:
         model, views, batch_size, dtype: as in `inference.classify`; the model has `config.id2label`.
         compute: what the model costs relative to its plain self; it is only reported.
-        workers: threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
 
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
     labels = labels_of(model)
-    with closing(read_ahead(files, preprocess, views, workers)) as samples:
+    with closing(read_ahead(files, preprocess, views, READERS)) as samples:
         for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
             yield _record(result, labels, top_k, compute)
 

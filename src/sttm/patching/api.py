@@ -136,10 +136,8 @@ def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
         return plain_macs(backbone_of(model), model, clip_shape)
     plan = plan_of(model)
     if clip_shape is not None and tuple(clip_shape) != plan.clip_shape:
-        raise SttmError(
-            f"this model was merged for clips of {plan.clip_shape} and not {tuple(clip_shape)}; "
-            "call sttm.remove(model) and sttm.apply(model, clip_shape=...) again"
-        )
+        wrong = f"this model was merged for clips of {plan.clip_shape} and not {tuple(clip_shape)}"
+        raise SttmError(f"{wrong}; call sttm.remove(model) and sttm.apply(model, clip_shape=...) again")
     return plan.macs_after
 
 

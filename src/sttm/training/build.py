@@ -196,10 +196,8 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
     if name is not None:
         _fit_head(teacher, classes, trained=True)
         if backbone_of(teacher).clip_shape(teacher) != backbone_of(plain).clip_shape(plain):
-            raise SttmError(
-                f"the teacher {source} takes clips of another shape than the model; choose one with the same frames "
-                "and size"
-            )
+            wrong = f"the teacher {source} takes clips of another shape than the model"
+            raise SttmError(f"{wrong}; choose one with the same frames and size")
     return teacher.eval().requires_grad_(False)
 
 

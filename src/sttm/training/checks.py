@@ -61,9 +61,8 @@ def check_same_classes(now: Sequence[str], before: Sequence[str], folder: Path) 
     if list(now) != list(before):
         differences = (f"{a!r} now and {b!r} there" for a, b in zip(now, before, strict=False) if a != b)
         other = next(differences, "their number")
-        raise SttmError(
-            f"{folder} holds a run on other classes ({other}); use the same classes, or choose another run.output"
-        )
+        wrong = f"{folder} holds a run on other classes ({other})"
+        raise SttmError(f"{wrong}; use the same classes, or choose another run.output")
 
 
 def not_finite(loss: float, step: int, files: Sequence[str], checkpoint: Path | None) -> SttmError:

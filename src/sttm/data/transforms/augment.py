@@ -157,13 +157,12 @@ def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
     frames, colours, height, width = levels_TCHW.shape
     (a, b, x), (c, d, y) = matrix
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    about = [
-        [a, b, x * width + middle_x - a * middle_x - b * middle_y],
-        [c, d, y * height + middle_y - c * middle_x - d * middle_y],
-    ]
+    shift_x = x * width + middle_x - a * middle_x - b * middle_y
+    shift_y = y * height + middle_y - c * middle_x - d * middle_y
     # One grid for all frames: they become channels of one picture. Grey is moved to 0, the fill value.
     picture = levels_TCHW.reshape(1, frames * colours, height, width) - 0.5
-    moved = warp_affine(picture, torch.tensor([about]), (height, width), padding_mode="zeros")
+    about = torch.tensor([[[a, b, shift_x], [c, d, shift_y]]])
+    moved = warp_affine(picture, about, (height, width), padding_mode="zeros")
     return moved.add_(0.5).reshape(frames, colours, height, width)
 
 

@@ -67,14 +67,7 @@ def probe_frames(folder: str, *, skip: int = 0, count: int | None = None) -> Vid
     if len(files) < (count or 1):
         raise SttmError(f"{folder} holds only {len(files)} of the {count or 1} pictures listed; extract it again")
     with _open(files[0]) as image:
-        return VideoInfo(
-            path=folder,
-            width=image.width,
-            height=image.height,
-            fps=None,
-            num_frames=len(files),
-            duration_seconds=None,
-        )
+        return VideoInfo(folder, image.width, image.height, num_frames=len(files))
 
 
 def list_frames(folder: str) -> list[Path]:

@@ -28,10 +28,10 @@ class VideoInfo:
     width: int
     """Pixels as shown, that is after rotation."""
     height: int
-    fps: float | None
     num_frames: int | None
     """Announced or, where the header has no count, duration times fps; None where nothing is known."""
-    duration_seconds: float | None
+    fps: float | None = None
+    duration_seconds: float | None = None
 
 
 @dataclass(repr=False)
