@@ -89,15 +89,11 @@ def _video() -> str:
     import numpy as np
 
     from sttm.data.video.read import Sampling, read
+    from sttm.synth.videos import encode
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grey.mp4"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=8)
-            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-            for level in range(0, 256, 32):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8))))
-            container.mux(stream.encode())
+        encode(np.stack([np.full((64, 64, 3), level, np.uint8) for level in range(0, 256, 32)]), path)
         (clip,) = read(path, Sampling(num_frames=8))
     if len(set(clip.indices)) != 8:
         raise RuntimeError(f"of 8 frames written as h264, {len(set(clip.indices))} came back")

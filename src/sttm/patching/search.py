@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 from torch import nn
@@ -145,16 +146,14 @@ class Search:
 
     def _trim_first(self, mergers: list[MergerPlan], less: int) -> list[MergerPlan]:
         first, second = mergers
-        slots = max(1, first.tokens - less)
-        first = MergerPlan(first.layer, first.frames_before, first.tokens_before, first.frames, slots)
-        return [first, MergerPlan(second.layer, first.frames, slots, second.frames, min(second.tokens, slots))]
+        first = replace(first, tokens=max(1, first.tokens - less))
+        return [first, replace(second, tokens_before=first.tokens, tokens=min(second.tokens, first.tokens))]
 
     def _fill_last(self, mergers: list[MergerPlan]) -> tuple[MergerPlan, ...]:
         *head, last = mergers
-        room = last.frames_before // last.frames * last.tokens_before
-        low, high = last.tokens, room
+        low, high = last.tokens, last.frames_before // last.frames * last.tokens_before
         while low < high:
             middle = (low + high + 1) // 2
-            filled = MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, middle)
-            low, high = (middle, high) if self.share([*head, filled]) <= self.compute else (low, middle - 1)
-        return (*head, MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, low))
+            filled = [*head, replace(last, tokens=middle)]
+            low, high = (middle, high) if self.share(filled) <= self.compute else (low, middle - 1)
+        return (*head, replace(last, tokens=low))
