@@ -87,9 +87,7 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
         listed = SplitSettings(list=request.data, format=request.format, root=request.root, split=request.split)
         return DataSettings(test=listed, labels=request.labels), "test"
     if settings is None:
-        raise SttmError(
-            "say where the videos are: --data LIST, an annotation file or a folder with a subfolder for each class"
-        )
+        raise SttmError("say where the videos are: --data LIST, an annotation file or a folder with one folder a class")
     if request.root or request.labels or request.format != "auto":
         raise SttmError("--root, --format and --labels belong to --data; change the data of a config with --set")
     splits = get_args(SplitName)

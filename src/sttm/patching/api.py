@@ -177,9 +177,7 @@ def _check_wrappers(model: Any, learned: bool) -> None:
     if compiled is not None and compiled is not False:
         raise SttmError("this model is compiled, and compiled code would not see the mergers; call sttm.apply first")
     if learned and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise SttmError(
-            "DDP would not train the mergers that are put in now; call sttm.apply before wrapping the model"
-        )
+        raise SttmError("DDP would not train mergers that are put in now; call sttm.apply before wrapping the model")
 
 
 def _record(model: nn.Module, what: str) -> Merged:

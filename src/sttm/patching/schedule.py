@@ -19,9 +19,7 @@ from sttm.patching.search import Search
 def check_compute(compute: float) -> float:
     """Return a share of the plain model's multiply-adds, above 0 and at most 1; raise SttmError for anything else."""
     if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute <= 1:
-        raise SttmError(
-            f"compute={compute!r} is not a share of the plain model's multiply-adds; give a number above 0, up to 1"
-        )
+        raise SttmError(f"compute={compute!r} is no share of the plain multiply-adds; give one above 0 and up to 1")
     return float(compute)
 
 
@@ -62,9 +60,7 @@ def make_plan(
         learned = False
     clip_shape = _clip(backbone, model, clip_shape)
     if backbone.aligned and selector not in (None, "stride"):
-        raise SttmError(
-            f"{backbone.family} attends over time at each place, which needs selector='stride', not {selector!r}"
-        )
+        raise SttmError(f"{backbone.family} attends over time at each place; give selector='stride', not {selector!r}")
     if backbone.aligned and method in ("sttm", "random"):
         selector = "stride"
     elif method == "sttm":

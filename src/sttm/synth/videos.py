@@ -53,9 +53,7 @@ class SynthSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 reason = f" (one for each of the {least} classes)" if name == "clips" else ""
-                raise SttmError(
-                    f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}; change it"
-                )
+                raise SttmError(f"{name} is {value!r}; give a whole number from {least}{reason} to {most}")
         for name in ("frames", "size"):
             if getattr(self, name) % 2:
                 raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or subtract one")

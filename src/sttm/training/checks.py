@@ -38,9 +38,7 @@ def lengths(settings: Settings, clips: int) -> tuple[int, int]:
     epoch = clips * settings.augment.repeats / settings.optimizer.batch_size
     steps = settings.optimizer.steps or max(1, math.ceil((settings.optimizer.epochs or 0) * epoch))
     if settings.merging.warmup_steps >= steps:
-        raise SttmError(
-            f"merging.warmup_steps={settings.merging.warmup_steps} takes all of the {steps} steps; give fewer"
-        )
+        raise SttmError(f"merging.warmup_steps={settings.merging.warmup_steps} takes all {steps} steps; give fewer")
     return steps, settings.run.evaluate_every or max(1, math.ceil(epoch))
 
 

@@ -69,9 +69,8 @@ class Comparison:
         if preprocesses[0] != preprocesses[1] or labels[0] != labels[1]:
             wrong = f"{plain} and {merged} do not take the same pixels or do not know the same classes"
             raise SttmError(f"{wrong}; name two that were trained alike")
-        return cls(
-            (plain, merged), (networks[0].to(device), networks[1].to(device)), preprocesses[0], labels[0], device
-        )
+        moved = (networks[0].to(device), networks[1].to(device))
+        return cls((plain, merged), moved, preprocesses[0], labels[0], device)
 
     def make_videos(self, folder: Path, clips: int, seed: int, workers: int | None, advance: Advance) -> int:
         """Make the videos that an earlier run has not made, list them with their classes, and return their number."""

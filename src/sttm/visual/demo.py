@@ -151,9 +151,7 @@ def _examples(comparison: Comparison) -> Iterator[Example]:
         assert sample.pixels_VTCHW is not None
         with torch.no_grad(), api.trace(model) as maps:
             model(sample.pixels_VTCHW)
-        frames_TCHW = restore(
-            sample.pixels_VTCHW[0], preprocess.mean, preprocess.std, preprocess.rescale_factor, preprocess.offset
-        )
+        frames_TCHW = restore(sample.pixels_VTCHW[0], preprocess)
         predictions = []
         for name, best_N, scores in zip(comparison.names, best_MN, comparison.scores, strict=True):
             best = int(best_N[number])

@@ -305,7 +305,7 @@ BROKEN = {
     "empty": (["", "# nothing"], r"is empty or matches no file"),
     "header only": (["path,label"], r"lists no video"),
     "prose": (["once upon a time", "there was a video"], r"begins with 'once upon a time' and is in no known format"),
-    "huge number": (["a.mp4 99999999999"], r"label 99999999999 is no number of a class"),
+    "huge number": (["a.mp4 99999999999"], r"label 99999999999 is no class's number"),
 }
 
 

@@ -155,9 +155,7 @@ def _names(selected: _Selected) -> tuple[str, ...]:
         return tuple(sorted(labels))
     most = max(map(int, labels), default=-1)
     if most > _MAX_CLASSES:
-        raise SttmError(
-            f"label {most} is no number of a class; check the format of the list, read as {selected.format}"
-        )
+        raise SttmError(f"label {most} is no class's number; check the format of the list, read as {selected.format}")
     return tuple(map(str, range(most + 1)))
 
 

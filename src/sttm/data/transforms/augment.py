@@ -38,9 +38,7 @@ class Augment:
         self.settings, self.preprocess, self.may_flip = settings, preprocess, may_flip
         size = preprocess.crop or preprocess.resize
         if not isinstance(size, tuple):
-            raise SttmError(
-                "this model takes whole frames of any shape, which make no batch; give its preprocessor a crop_size"
-            )
+            raise SttmError("frames of any shape make no batch; give the preprocessor of this model a crop_size")
         if settings.randaugment > len(OPERATIONS):
             allowed = f"there are {len(OPERATIONS)} operations; give at most that number"
             raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}")
