@@ -66,11 +66,8 @@ def check(
         raise SttmError("data names no list; give data.train, data.validation or data.test")
     sets: dict[SplitName, VideoSet] = {name: read_split(data, name, tolerant=True) for name in names}
     total, clips = sum(len(videos.videos) for videos in sets.values()), (sampling or Sampling()) if decode else None
-    found: dict[SplitName, list[CheckedVideo]] = {name: [] for name in names}
-    for name, videos in sets.items():
-        for checked in _check_all(videos.videos, clips, threads):
-            found[name].append(checked)
-            advance(1, total)
+    each = partial(_check_all, sampling=clips, threads=threads, advance=lambda: advance(1, total))
+    found = {name: list(each(videos.videos)) for name, videos in sets.items()}
     splits = [_record(name, sets[name], found[name], sampling) for name in names]
     shared = _shared(found)
     warnings = [line for name in names for line in _warnings(data, name, sets[name], found[name])]
@@ -82,12 +79,16 @@ def check(
     return {"ok": ok, "splits": splits, "shared": shared, "warnings": warnings}
 
 
-def _check_all(videos: Sequence[Video], sampling: Sampling | None, threads: int) -> Iterator[CheckedVideo]:
+def _check_all(
+    videos: Sequence[Video], sampling: Sampling | None, threads: int, advance: Callable[[], None]
+) -> Iterator[CheckedVideo]:
     """Check videos on threads (PyAV releases the GIL), in order."""
     to_do = iter(videos)
     with ThreadPoolExecutor(threads, thread_name_prefix="sttm-check") as pool:
         while some := list(islice(to_do, _CHUNK)):
-            yield from pool.map(partial(_check_one, sampling=sampling), some)
+            for checked in pool.map(partial(_check_one, sampling=sampling), some):
+                yield checked
+                advance()
 
 
 def _check_one(video: Video, sampling: Sampling | None) -> CheckedVideo:
