@@ -30,7 +30,8 @@ import sttm
 from sttm.data.video.read import Sampling, read
 from sttm.devices import machine
 from sttm.evaluation.metrics import Accuracy
-from sttm.synth.videos import MOTION_CLASSES, SynthSettings, make
+from sttm.synth.motions import MOTION_CLASSES
+from sttm.synth.videos import SynthSettings, make
 
 CACHE = STUDIES_CACHE / "bundled"
 BUNDLE = ROOT / "src" / "sttm" / "bundled"

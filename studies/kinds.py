@@ -27,7 +27,7 @@ from sttm.data.transforms.preprocess import Preprocess
 from sttm.devices import machine
 from sttm.evaluation.metrics import Accuracy
 from sttm.models import resolve
-from sttm.synth.videos import CLASSES, render
+from sttm.synth.clips import CLASSES, render
 
 FIGURES = RESULTS / "kinds" / "figures.json"
 START, BATCH, LR, SEED = "sttm-motion-plain", 32, 1e-3, 7

@@ -16,7 +16,7 @@ from sttm.backbones import backbone_of
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.models import DEFAULT, resolve
 from sttm.patching.api import plan_of
-from sttm.synth.videos import render
+from sttm.synth.clips import render
 from sttm.visual.pictures import merge_picture
 
 ROOT = Path(__file__).parents[1]

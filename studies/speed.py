@@ -24,7 +24,7 @@ from harness.training import device, new_model
 from harness.variants import put_in
 
 from sttm.devices import machine
-from sttm.synth.videos import CLASSES
+from sttm.synth.clips import CLASSES
 
 NEAR, BATCH, ROUNDS = 0.005, 8, 15
 STUDIES = ("tune", "offshelf")

@@ -58,7 +58,7 @@ def small_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def motion_model(tmp_path_factory) -> Path:
     """Return the folder of a model of the 18 motions that writes and numbers them differently from the videos."""
-    from sttm.synth.videos import MOTION_CLASSES
+    from sttm.synth.motions import MOTION_CLASSES
 
     labels = [name.upper().replace(" ", "_") for name in reversed(MOTION_CLASSES)]
     return save_small_model(tmp_path_factory.mktemp("motion-model"), labels, num_frames=4)

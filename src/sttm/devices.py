@@ -18,22 +18,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype of a name in `DTYPES`.
-
-    Raises:
-        SttmError: for any other name.
-    """
+    """Return the dtype of a name in `DTYPES`; raise SttmError for any other name."""
     if name not in DTYPES:
         raise SttmError(f"unknown dtype {name!r}; choose {' or '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def device_of(name: str = "auto") -> torch.device:
-    """Return the device of a name; "auto" is CUDA where there is a CUDA device, else the CPU.
-
-    Raises:
-        SttmError: for a name that torch does not know, or CUDA where torch sees none.
-    """
+    """Return the device of a name, CUDA where there is one for "auto"; raise SttmError for one that torch lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sttm.errors import SttmError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from torch import Tensor, nn
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from sttm.patching.plan import Plan
 
 _BUNDLE = Path(__file__).parent / "bundled"
-#: The small models that come with the package, trained on made videos (kind: motion).
+#: The small models that come with the package, trained on synthetic videos (kind: motion).
 BUNDLED = {
-    "sttm-motion": "small VideoMAE with the learned merger, trained on made videos of 18 motions",
+    "sttm-motion": "small VideoMAE with the learned merger, trained on synthetic videos of 18 motions",
     "sttm-motion-plain": "its plain twin, from the same start",
 }
 DEFAULT = "sttm-motion"
@@ -51,22 +51,16 @@ def load(name: str | Path = DEFAULT) -> Any:
     Raises:
         SttmError: if the model is missing, has no safetensors weights or no trained head, or is of no known family.
     """
-    from safetensors import SafetensorError
 
     from sttm.backbones import backbone_of
     from sttm.patching.saving import check_merged
 
     folder = resolve(name)
     check_merged(folder)
-    with quiet():
-        try:
-            model, info = _auto_class(folder).from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, local_files_only=True
-            )
-        except SttmError:
-            raise
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            raise SttmError(f"cannot load a model from {name}: {first_line(error)}") from error
+    with quiet(), explained(f"load a model from {name}"):
+        model, info = _auto_class(folder).from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
     if wrong:
         raise SttmError(
@@ -140,6 +134,30 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
     return folder
 
 
+def read_tensors(folder: Path, names: Container[str]) -> dict[str, Tensor]:
+    """Return those of the named tensors that the safetensors of a folder hold."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}
+    return found
+
+
+@contextmanager
+def explained(what: str, advice: str = "") -> Iterator[None]:
+    """Turn the errors of transformers for a bad checkpoint or config into one SttmError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SttmError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise SttmError(f"cannot {what}: {first_line(error)}{advice}") from error
+
+
 def _check_folder(folder: Path) -> None:
     """Raise SttmError, one sentence for each way in which a folder is not a model."""
     if not (folder / "config.json").is_file():
@@ -190,16 +208,11 @@ def _download(name: str) -> Path:
 
 def _load_mergers(model: nn.Module, folder: Path) -> None:
     """Load the weights of the mergers, which transformers passes over because its own model knows none."""
-    from safetensors import safe_open
-
     wanted = {name for name in model.state_dict() if ".merger." in name}
     # A base that was saved with its head on has its names behind a prefix.
     prefix = getattr(model, "base_model_prefix", "")
     names = {f"{prefix}.{name}": name for name in wanted} | {name: name for name in wanted}
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            found |= {names[name]: weights.get_tensor(name) for name in weights.keys() if name in names}
+    found = {names[name]: tensor for name, tensor in read_tensors(folder, names).items()}
     if found.keys() != wanted:
         raise SttmError(f"{folder} has no weights for {sorted(wanted - found.keys())[0]}; save the model again")
     model.load_state_dict(found, strict=False)

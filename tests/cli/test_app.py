@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import tomllib
+import warnings
 
 import pytest
 
+from sttm.doctor import Finding
 from tests.helpers import ROOT
 
 COMMANDS = (
@@ -87,6 +89,21 @@ def test_a_folder_that_may_not_be_made_is_one_sentence(sttm, tmp_path):
     outcome = sttm("synth", tmp_path / "file" / "below", "--clips", "20")
     assert outcome.code == 2
     assert outcome.err.startswith("sttm: ") and outcome.err.count("\n") == 1
+
+
+def test_a_python_warning_is_one_line(sttm, monkeypatch):
+    def warn() -> list[Finding]:
+        warnings.warn("compute=0.9 is met by 0.86 only:\n  the token grid is small", stacklevel=1)
+        return [Finding("python", "ok", "", needed=True)]
+
+    monkeypatch.setattr("sttm.doctor.examine", warn)
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        outcome = sttm("doctor")
+    assert outcome.code == 0
+    assert outcome.err == "sttm: warning: compute=0.9 is met by 0.86 only: the token grid is small\n"
+    assert warnings.showwarning is before
 
 
 def test_a_broken_installation_points_to_the_doctor(sttm, monkeypatch):

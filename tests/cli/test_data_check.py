@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sttm import cli
-from sttm.cli.data_check import sampling_of
+from sttm.cli.data_check import clips_of
 from sttm.config.settings import ModelSettings
 from sttm.data.video.read import Sampling
 from tests.data.helpers import make_csv_set
@@ -28,7 +28,7 @@ from tests.data.helpers import make_csv_set
     ],
 )
 def test_the_clip_that_a_model_wants(model: dict[str, Any], wanted: Sampling | None):
-    assert sampling_of(ModelSettings.model_validate(model)) == wanted
+    assert clips_of(ModelSettings.model_validate(model)) == wanted
 
 
 @pytest.fixture

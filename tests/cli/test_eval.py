@@ -134,14 +134,14 @@ def test_bad_configs_are_one_sentence(sttm, config, tmp_path):
     for args, said in (
         (["--split", "mine"], "choose train, validation, test"),
         (["--split", "train"], "data.train"),
-        (["--layout", "csv"], "belong to --data"),
+        (["--format", "csv"], "belong to --data"),
         (["--set", "model.start=null", "--set", "model.family=videomae"], "run sttm train"),
     ):
         outcome = sttm("eval", config, *args)
         assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome.err
     (tmp_path / "file").write_text("")
     outcome = sttm("eval", config, "--out", tmp_path / "file" / "below")
-    assert outcome.code == 2 and "cannot write results" in outcome.err and outcome.err.count("\n") == 1
+    assert outcome.code == 2 and "cannot write to --out=" in outcome.err and outcome.err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from sttm.config import Settings
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.formats import FORMATS, read_annotations
 from sttm.data.datasets.video_set import read_split
-from sttm.synth.videos import SynthSettings, encode, make, render
+from sttm.synth.clips import render
+from sttm.synth.videos import SynthSettings, encode, make
 from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"

@@ -16,7 +16,7 @@ from sttm.data.datasets.video_set import Video, VideoSet, read_split
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
 from sttm.evaluation.evaluate import evaluate, match_classes
-from sttm.synth.videos import MOTION_CLASSES
+from sttm.synth.motions import MOTION_CLASSES
 from tests.helpers import FixedModel
 
 #: Videos of the fixture.

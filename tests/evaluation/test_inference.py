@@ -95,7 +95,7 @@ def test_a_full_memory_is_one_sentence():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(SttmError, match="2 clips at once do not fit into the memory of cpu; use a smaller"):
-        scores(FixedModel(full, LABELS), [torch.zeros(3, 1, 1, 1, 1)], batch_size=2)
+        scores(FixedModel(full, LABELS), [torch.zeros(3, 1, 1, 1, 1)], "probabilities", 2, torch.float32)
 
 
 def test_frame_by_frame_outputs_are_averaged():
@@ -110,5 +110,5 @@ def test_frame_by_frame_outputs_are_averaged():
             return type("Output", (), {"logits": clips.flatten(0, 1).flatten(1)})
 
     clip_VTCHW = torch.tensor([[0.0, 2], [4, 0]]).reshape(1, 2, 1, 1, 2)
-    (scores_K,) = scores(ByFrame(), [clip_VTCHW])
+    (scores_K,) = scores(ByFrame(), [clip_VTCHW], "probabilities", 8, torch.float32)
     assert torch.allclose(scores_K, clip_VTCHW.reshape(2, 2).softmax(-1).mean(0))

@@ -20,7 +20,8 @@ from sttm.data.video.read import read
 from sttm.evaluation.predict import find_videos, predict_files
 from sttm.patching.api import install
 from sttm.patching.plan import MergerPlan, Plan
-from sttm.synth.videos import encode, render
+from sttm.synth.clips import render
+from sttm.synth.videos import encode
 from tests.helpers import CLIP, FAMILIES, lively, logits, pixels, stir, vjepa2
 
 MODES = {"as-is": False, "learned": True}

@@ -13,7 +13,8 @@ import torch
 
 from sttm.data.datasets.video_set import read_split
 from sttm.errors import SttmError
-from sttm.synth.videos import CLASSES, SynthSettings, encode
+from sttm.synth.clips import CLASSES
+from sttm.synth.videos import SynthSettings, encode
 
 WORDS = [("at", "train"), ("blue", "train"), ("a", "train"), ("at", "validation"), ("blue", "test"), ("b", "test")]
 

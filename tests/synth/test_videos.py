@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sttm.errors import SttmError
-from sttm.synth.clips import design
-from sttm.synth.motions import CHANNELS, MOTIONS, ORDERS, circle, visit
-from sttm.synth.videos import MOTION_CLASSES, SCENE_CLASSES, SynthSettings, make, render, video_path
+from sttm.synth.clips import SCENE_CLASSES, design, render
+from sttm.synth.motions import CHANNELS, MOTION_CLASSES, MOTIONS, ORDERS, circle, visit
+from sttm.synth.videos import SynthSettings, make, video_path
 
 SMALL = {"frames": 8, "size": 32}
 

@@ -127,5 +127,5 @@ def test_restore_undoes_preprocessing():
     frames_TCHW = torch.from_numpy(made).permute(0, 3, 1, 2)
     for offset, factor in ((0.0, 1 / 255), (-1.0, 1 / 127.5)):
         prepare = replace(PREPARE, offset=offset, rescale_factor=factor)
-        back = show.restore(prepare(frames_TCHW)[0], prepare.mean, prepare.std, factor, offset)
+        back = show.restore(prepare(frames_TCHW)[0], prepare)
         assert torch.equal(back, frames_TCHW)

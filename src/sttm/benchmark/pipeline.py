@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 
 from sttm import models
 from sttm.benchmark.timing import in_turn, quantiles
@@ -58,15 +58,12 @@ def run(
     where = device_of(device)
     workers = workers or reading_threads()
     with TemporaryDirectory(prefix="sttm-bench-") as folder:
-        videos = _videos(data or _synthetic(Path(folder), clips))
+        if data is None:  # videos of the classes that the bundled models know
+            settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
+            data = make(Path(folder) / "motion", settings) / "validation.json"
+        videos = _videos(data)
         rows = [_row(name, videos, batch_size, rounds, workers, where) for name in names]
     return {"machine": machine(where), "rows": rows}
-
-
-def _synthetic(folder: Path, clips: int) -> Path:
-    """Return the list of new videos of the classes that the bundled models know."""
-    settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
-    return make(folder / "motion", settings) / "validation.json"
 
 
 def _videos(data: Path) -> VideoSet:
@@ -87,7 +84,8 @@ def _row(
         raise SttmError("none of the videos can be read; sttm predict tells why")
     runs: list[Callable[[], object]] = [
         partial(_read, videos, preprocess, workers),
-        partial(_classify, network, kept, len(videos.videos), batch_size),
+        # as `evaluate` does, on as many clips, to the end
+        lambda: deque(classify(network, islice(cycle(kept), len(videos.videos)), batch_size=batch_size), maxlen=0),
         partial(evaluate, network, videos, preprocess, batch_size=batch_size, workers=workers),
     ]
     in_turn(runs, 0, device)  # not timed: caches and allocators settle
@@ -116,9 +114,3 @@ def _read(videos: VideoSet, preprocess: Preprocess, workers: int, keep: int = 0)
             kept.append(sample)
             keep -= sample.pixels_VTCHW.nbytes
     return kept
-
-
-def _classify(model: nn.Module, kept: list[Sample], videos: int, batch_size: int) -> None:
-    """Run the model as `evaluate` does, on `videos` videos."""
-    for _ in classify(model, islice(cycle(kept), videos), batch_size=batch_size):
-        pass

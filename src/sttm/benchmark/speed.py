@@ -4,32 +4,23 @@ Legend: B clips in a batch, T frames, C colours, H height, W width.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import (
-    TimesformerConfig,
-    TimesformerForVideoClassification,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    VivitConfig,
-    VivitForVideoClassification,
-    VJEPA2Config,
-    VJEPA2ForVideoClassification,
-)
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForVideoClassification
 
 from sttm.backbones import backbone_of
 from sttm.benchmark.memory import peak_bytes
 from sttm.benchmark.timing import in_turn, quantiles
 from sttm.devices import DTYPES, device_of, dtype_of, machine
 from sttm.errors import SttmError
-from sttm.evaluation.inference import forward
+from sttm.evaluation.inference import forward, memory_errors
 from sttm.merging import method_named
 from sttm.models import load
 from sttm.patching import api
@@ -37,20 +28,18 @@ from sttm.patching.schedule import check_compute
 
 #: Turns before the timed ones, after the pass that measures memory: caches and allocators settle.
 WARM_UP = 1
-#: Classes of the data sets that the standard models are published for.
-KINETICS: dict[str, Any] = {"num_labels": 400}
-SOMETHING: dict[str, Any] = {"num_labels": 174}
+
+
+def _shape(family: str, classes: int = 400, **settings: int) -> nn.Module:
+    """Return a model of a family, with the classes of Kinetics-400 if no other number is given."""
+    config = AutoConfig.for_model(family, num_labels=classes, **settings)
+    model: nn.Module = AutoModelForVideoClassification.from_config(config)
+    return model
 
 
 def _videomae(width: int, layers: int, heads: int) -> nn.Module:
-    config = VideoMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        **KINETICS,
-    )
-    return VideoMAEForVideoClassification(config)
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    return _shape("videomae", num_hidden_layers=layers, **sizes)
 
 
 #: Standard shapes by name, built with random weights: the values of the weights do not change the time.
@@ -58,9 +47,9 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "videomae-s": lambda: _videomae(384, 12, 6),
     "videomae-b": lambda: _videomae(768, 12, 12),
     "videomae-l": lambda: _videomae(1024, 24, 16),
-    "vivit-b": lambda: VivitForVideoClassification(VivitConfig(**KINETICS)),
-    "timesformer-b": lambda: TimesformerForVideoClassification(TimesformerConfig(**KINETICS)),
-    "vjepa2-l": lambda: VJEPA2ForVideoClassification(VJEPA2Config(frames_per_clip=16, **SOMETHING)),
+    "vivit-b": lambda: _shape("vivit"),
+    "timesformer-b": lambda: _shape("timesformer"),
+    "vjepa2-l": lambda: _shape("vjepa2", 174, frames_per_clip=16),  # Something-Something's classes
 }
 
 
@@ -113,15 +102,23 @@ def run(
     computes = sorted({check_compute(compute) for compute in computes}, reverse=True)
     _check(models, batch, dtypes, rounds)
     where = device_of(device)
-    counts = [len(_dry_run(name, methods, computes)) for name in models]
+    # A dry run finds mistakes before anything is timed: no target fails after an hour.
+    counts = []
+    for name in models:
+        with torch.device("meta") if name in SHAPES else nullcontext():
+            counts.append(len(_variants(_load(name), methods, computes)))
     forwards = sum(counts) * len(dtypes) * (rounds + WARM_UP + 1)
     rows: list[dict[str, Any]] = []
     for name in models:
         variants = _variants(_load(name).to(where), methods, computes)
         label = f"{name} (random weights)" if name in SHAPES else name
+        plain, backbone = variants[0].model, backbone_of(variants[0].model)
+        shape = backbone.pixels_shape(batch, backbone.clip_shape(plain))
+        pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for dtype in dtypes:
-            with _memory_errors(name, batch, where):
-                measured = _measure(variants, batch, DTYPES[dtype], rounds, where, lambda: advance(1, forwards))
+            with memory_errors(f"{batch} clips at once through {name}", where):
+                clips_BTCHW = pixels_BTCHW.to(where)
+                measured = _measure(variants, clips_BTCHW, DTYPES[dtype], rounds, lambda: advance(1, forwards))
             facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
             for variant, figures in zip(variants, measured, strict=True):
                 what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
@@ -149,14 +146,6 @@ def _load(name: str) -> nn.Module:
         raise SttmError(f"{error}; bench knows {', '.join(SHAPES)} too, with random weights") from error
 
 
-def _dry_run(name: str, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
-    """Return the variants of a model, made only to check them: no target fails after an hour of timing."""
-    if name not in SHAPES:
-        return _variants(_load(name), methods, computes)
-    with torch.device("meta"):
-        return _variants(_load(name), methods, computes)
-
-
 def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
     """Return every variant of a model, the plain one first; all of them share one set of weights."""
     plain, variants = _copy(model), []
@@ -181,17 +170,10 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _measure(
-    variants: Sequence[Variant],
-    batch: int,
-    dtype: torch.dtype,
-    rounds: int,
-    device: torch.device,
-    advance: Callable[[], None],
+    variants: Sequence[Variant], pixels_BTCHW: Tensor, dtype: torch.dtype, rounds: int, advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """Return the measured fields of each variant's row."""
-    plain, backbone = variants[0].model, backbone_of(variants[0].model)
-    shape = backbone.pixels_shape(batch, backbone.clip_shape(plain))
-    pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    device = pixels_BTCHW.device
 
     def run_once(model: nn.Module) -> None:
         forward(model, pixels_BTCHW, dtype)
@@ -210,22 +192,10 @@ def _measure(
         figures.append(
             {
                 "latency_ms": {name: round(1000 * spread[name], 3) for name in ("p50", "p90")},
-                "clips_per_s": round(batch / spread["p50"], 3),
+                "clips_per_s": round(len(pixels_BTCHW) / spread["p50"], 3),
                 "speedup": round(float(speedup), 3),
                 "ideal_speedup": round(1 / variant.compute, 3),
                 "peak_memory_mb": round(peak / 2**20, 1),
             }
         )
     return figures
-
-
-@contextmanager
-def _memory_errors(name: str, batch: int, device: torch.device) -> Iterator[None]:
-    """Turn what torch raises when memory ends into one sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            many = f"{batch} clips at once through {name} do not fit into the memory of {device}"
-            raise SttmError(f"{many}; use a smaller batch") from error
-        raise

@@ -12,7 +12,6 @@ from sttm.cli.progress import progress
 from sttm.errors import SttmError
 
 
-# Over 40 lines: half are the options.
 @app.command(epilog="Example:  sttm bench --methods sttm --compute 1,0.62 --dtype fp32,bf16")
 def bench(
     model: Annotated[list[str] | None, typer.Option(metavar="M", help="May be repeated.")] = None,
@@ -45,14 +44,8 @@ def bench(
 
         with progress("forwards") as advance:
             result = speed.run(
-                timed,
-                names(methods),
-                computes,
-                batch=batch or 1,
-                dtypes=names(dtype),
-                rounds=rounds,
-                device=device,
+                timed, names(methods), computes, batch=batch or 1, dtypes=names(dtype), rounds=rounds, device=device,
                 advance=advance,
-            )
+            )  # fmt: skip
     title = f"{'Pipeline' if pipeline else 'Bench'} on {result['machine']}"
     print_rows(title, result["rows"], as_json=result if as_json else None)

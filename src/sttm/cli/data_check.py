@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,14 +39,9 @@ def check(
     settings = load(config, overrides or ())
     from sttm.data.datasets import check as checking
 
-    def with_bar(checked: Iterable[Any], total: int) -> Iterator[Any]:
-        with progress("videos", total) as advance:
-            for one in checked:
-                yield one
-                advance(1)
-
-    sampling = sampling_of(settings.model)
-    report = checking.check(settings.data, sampling=sampling, decode=decode, threads=threads, progress=with_bar)
+    sampling = clips_of(settings.model)
+    with progress("videos") as advance:
+        report = checking.check(settings.data, sampling=sampling, decode=decode, threads=threads, advance=advance)
     narrow = [{key: value for key, value in row.items() if key not in _JSON_ONLY} for row in report["splits"]]
     rows = [{key: len(value) if isinstance(value, list) else value for key, value in row.items()} for row in narrow]
     print_rows(f"Data of {config} (min / median / max)", rows, as_json=report if as_json else None)
@@ -61,20 +55,17 @@ def check(
     raise typer.Exit(int(not report["ok"]))
 
 
-def sampling_of(model: ModelSettings) -> Sampling | None:
+def clips_of(model: ModelSettings) -> Sampling | None:
     """Return the frames that a model takes of a video, or None where only a download would tell."""
     from sttm import models
     from sttm.data.transforms.preprocess import Preprocess
     from sttm.data.transforms.processor_config import FAMILIES
     from sttm.data.video.read import Sampling
+    from sttm.training.build import sampling_of
 
-    own: Sampling | None = None
     if model.start is not None and (model.start in models.BUNDLED or Path(model.start).is_dir()):
-        own = Preprocess.from_folder(models.resolve(model.start)).sampling
-    elif model.family in FAMILIES:
+        return sampling_of(model, Preprocess.from_folder(models.resolve(model.start)).sampling)
+    if model.family in FAMILIES:
         family = FAMILIES[model.family]
-        own = Sampling(int(model.config.get(family.num_frames_key) or family.num_frames))
-    frames = model.frames or (own.num_frames if own else None)
-    mode = model.sampling or (own.mode if own else "uniform")
-    stride = model.stride or (own.stride if own and mode == "dense" else 1)
-    return None if frames is None else Sampling(frames, mode, stride)
+        return sampling_of(model, Sampling(int(model.config.get(family.num_frames_key) or family.num_frames)))
+    return sampling_of(model, Sampling(model.frames)) if model.frames is not None else None

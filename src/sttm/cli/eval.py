@@ -30,7 +30,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="A run's config, or a name, folder, hub id.")],
     data: Annotated[Path | None, typer.Option(metavar="LIST", help="Annotation file, or folder of classes.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where its paths start.", show_default="beside it")] = None,
-    layout: Annotated[str, typer.Option(help="Its format.")] = "auto",
+    format: Annotated[str, typer.Option(help="Its annotation format.")] = "auto",
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Names of its classes.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the config, or in the list.", show_default="test")] = None,
     overrides: Sets = None,
@@ -50,7 +50,7 @@ def evaluate(
     from sttm.evaluation.request import Request
 
     request = Request(
-        target, overrides or (), data, root, layout, labels, split, compute, method, views, average, batch_size,
+        target, overrides or (), data, root, format, labels, split, compute, method, views, average, batch_size,
         dtype, device, workers, out, predictions,
     )  # fmt: skip
     raise typer.Exit(_run(request, as_json=as_json))
@@ -69,7 +69,8 @@ def _run(given: Request, *, as_json: bool) -> int:
 
     with _only_first_process_prints():
         if request.out is not None:
-            results.claim(request.out, request.predictions)
+            results.check_packages(request.predictions)
+            results.make_folder(request.out, "--out")
         evaluation, facts = _evaluate(request, settings, data, split, share)
         if os.environ.get("RANK", "0") != "0":
             return int(bool(evaluation.errors))
@@ -104,18 +105,10 @@ def _evaluate(
     compute = bring(network.to(device), share, request.method)
     with joined(device) as (rank, world), progress("videos", -(-len(videos.videos) // world)) as advance:
         evaluation = evaluate(
-            network,
-            videos,
-            preprocess,
-            views=parse_views(request.views),
-            average=request.average,
-            batch_size=request.batch_size,
-            dtype=dtype_of(request.dtype),
-            workers=request.workers,
-            rank=rank,
-            world=world,
-            advance=advance,
-        )
+            network, videos, preprocess, views=parse_views(request.views), average=request.average,
+            batch_size=request.batch_size, dtype=dtype_of(request.dtype), workers=request.workers,
+            rank=rank, world=world, advance=advance,
+        )  # fmt: skip
     facts: dict[str, Any] = {"model": model, "data": str(getattr(data, split).list)}
     facts["split"] = request.split if request.data else split
     return evaluation, facts | {"compute": compute, "views": request.views, "average": request.average}
@@ -158,8 +151,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         counts |= {
             "top-1": f"{evaluation.top1.share:.2%}",
             "95 % interval": f"{low:.2%} to {high:.2%}",
-            "top-5": f"{evaluation.top5.share:.2%}",
-            "mean class": f"{evaluation.mean_class:.2%}",
+            "top-5": f"{evaluation.confusion.top5.share:.2%}",
+            "mean class": f"{evaluation.confusion.mean_class:.2%}",
         }
     else:
         counts["accuracy"] = "no labels"

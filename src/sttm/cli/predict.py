@@ -40,15 +40,9 @@ def predict(
     spent = bring(network.to(device_of(device)), share, method)
     files = find_videos(clips)
     records = predict_files(
-        files,
-        network,
-        preprocess,
-        top_k=top_k,
-        views=temporal_and_spatial,
-        batch_size=batch_size,
-        compute=spent,
+        files, network, preprocess, top_k=top_k, views=temporal_and_spatial, batch_size=batch_size, compute=spent,
         dtype=dtype_of(dtype),
-    )
+    )  # fmt: skip
     raise typer.Exit(_report(records, len(files), as_json=as_json))
 
 

@@ -25,27 +25,20 @@ def train(
     from sttm.training import run as training
 
     try:
-        training.train(settings, report=_print_json if as_json else _print_text)
+        training.train(settings, lambda record: print(json.dumps(record), flush=True) if as_json else _print(record))
     except training.Stopped as stopped:
         complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
         raise typer.Exit(128 + stopped.signal) from stopped
 
 
-def _print_json(record: Mapping[str, Any]) -> None:
-    """Print one record of a run as a line of JSON."""
-    print(json.dumps(record), flush=True)
-
-
-def _print_text(record: Mapping[str, Any]) -> None:
+def _print(record: Mapping[str, Any]) -> None:
     """Print one record of a run as text; missing and unreadable videos go to stderr."""
     match record.get("event"):
         case "start":
             print(record["plan"])
             resumed = f", resumed after step {record['resumed_at']}" if record["resumed_at"] is not None else ""
-            print(
-                f"{record['clips']:,} clips of {record['classes']} classes, {record['steps']:,} steps{resumed}",
-                flush=True,
-            )
+            videos = f"{record['clips']:,} clips of {record['classes']} classes"
+            print(f"{videos}, {record['steps']:,} steps{resumed}", flush=True)
             complain_of_videos(record["missing"], "missing")
         case "evaluation":
             print(f"step {record['step']:,}: top-1 on validation {record['validation_top1']:.1%}", flush=True)
@@ -60,8 +53,5 @@ def _print_text(record: Mapping[str, Any]) -> None:
             print(f"The model is in {record['folder']}/model")
         case _:
             waiting = f", {record['waiting']:.0%} of the time waiting for data" if record["waiting"] > 0.1 else ""
-            print(
-                f"step {record['step']:,}/{record['steps']:,}: loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
-                f"{record['clips_per_s']:.1f} clips/s{waiting}",
-                flush=True,
-            )
+            rates = f"lr {record['lr']:.2e}, {record['clips_per_s']:.1f} clips/s{waiting}"
+            print(f"step {record['step']:,}/{record['steps']:,}: loss {record['loss']:.4f}, {rates}", flush=True)

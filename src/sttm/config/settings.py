@@ -33,7 +33,7 @@ class SplitSettings(_Strict):
 
     list: Path
     """An annotation file, a folder with one folder per class, or a pattern of tar shards."""
-    layout: str = "auto"
+    format: str = "auto"
     """Its annotation format (see `sttm.data.datasets.formats.FORMATS`); "auto" detects it."""
     root: Path | None = None
     """Folder that the videos' paths are relative to; default: `data.root`, or else the folder of the list."""

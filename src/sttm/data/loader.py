@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 
 from sttm.config.settings import Settings
 from sttm.data.datasets.video_set import VideoSet
@@ -29,7 +29,7 @@ from sttm.data.transforms.augment import Augment
 from sttm.data.transforms.mixup import mixup_pairs
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.cache import VideoCache
-from sttm.data.video.video import Video
+from sttm.data.video.video import Video, attempt
 from sttm.data.workers import load_in_order
 from sttm.errors import SttmError
 
@@ -37,7 +37,6 @@ READ_AHEAD_BYTES = 2**30  # for pixels of evaluation that wait for the model
 ORDER, FRAMES, AUGMENT, MIXUP = range(4)  # what a random generator is for
 
 StreamItem = tuple[int, int]  # position in the stream, index of the video
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,10 @@ class Batch:
 def read_ahead(
     videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int
 ) -> Generator[Sample]:
-    """Yield a Sample of every video in order, decoded ahead by threads.
+    """Yield a Sample of every video in order, with these temporal views and spatial crops, decoded ahead by threads.
 
     PyAV and Pillow release the GIL, so threads decode as fast as processes would, start at once and hand the pixels
     over without a copy. Closing the generator ends the threads.
-
-    Args:
-        views: temporal views and spatial crops of each video.
-        workers: threads.
     """
     height, width = preprocess.crop or (224, 224)
     num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
@@ -104,24 +99,14 @@ def _read_sample(index: int, video: Video, preprocess: Preprocess, views: tuple[
     """Decode and preprocess one video; whatever goes wrong becomes its error."""
     started = time.perf_counter()
     sampling = replace(preprocess.sampling, views=views[0])
-    clips, error = _attempt(lambda: video.read(sampling))
+    clips, error = attempt(lambda: video.read(sampling))
     pixels_VTCHW = None
     if clips is not None:
-        pixels_VTCHW, error = _attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
+        pixels_VTCHW, error = attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
     warnings = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
     frames = {frame for clip in clips or () for frame in clip.indices}
     seconds = time.perf_counter() - started
     return Sample(index, video.path, video.label, pixels_VTCHW, warnings, error, seconds, len(frames))
-
-
-def _attempt(read: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """Return a result, or the reason why there is none: a bad video costs only itself."""
-    try:
-        return read(), None
-    except SttmError as error:
-        return None, str(error)
-    except Exception as error:  # a bug of ours or of a codec is reported like a bad file
-        return None, f"reading it failed unexpectedly: {type(error).__name__}: {error}"
 
 
 # --- Training -----------------------------------------------------------------------------------------------
@@ -162,7 +147,7 @@ def _steps(batches: Generator[Batch], sampler: _BatchSampler) -> Generator[list[
             yield list(islice(batches, sampler.accumulation))
 
 
-class _BatchSampler:
+class _BatchSampler(Sampler[list[StreamItem]]):
     """The videos of each micro-batch of one process."""
 
     def __init__(
@@ -170,10 +155,8 @@ class _BatchSampler:
     ) -> None:
         batch_size, repeats = settings.optimizer.batch_size, settings.augment.repeats
         if batch_size % (world * micro_batch):
-            raise SttmError(
-                f"optimizer.batch_size={batch_size} cannot be divided among {world} processes in micro-batches of "
-                f"{micro_batch}; make it a multiple of {world * micro_batch}"
-            )
+            parts = f"{world} processes in micro-batches of {micro_batch}; make it a multiple of {world * micro_batch}"
+            raise SttmError(f"optimizer.batch_size={batch_size} cannot be divided among {parts}")
         if micro_batch % repeats:
             raise SttmError(
                 f"optimizer.micro_batch={micro_batch} is not a multiple of augment.repeats={repeats}, so that the "
@@ -206,7 +189,7 @@ class _BatchSampler:
                 yield items
 
 
-class _TrainingClips:
+class _TrainingClips(Dataset[Batch]):
     """The micro-batch of each list of stream items; every worker has a copy."""
 
     def __init__(self, videos: VideoSet, preprocess: Preprocess, settings: Settings) -> None:
@@ -235,7 +218,7 @@ class _TrainingClips:
             video, clips_of_video = self.videos[index], slice(i, None, length)
             assert video.label is not None
             batch.targets_BK[clips_of_video, video.label] = 1
-            pixels, error = _attempt(lambda: self._clips(video, position))  # noqa: B023 - called at once
+            pixels, error = attempt(lambda: self._clips(video, position))  # noqa: B023 - called at once
             if pixels is None:
                 batch.weight_B[clips_of_video] = 0
                 batch.errors.append((video.path, str(error)))

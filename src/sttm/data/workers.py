@@ -12,31 +12,17 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sttm.errors import SttmError
 
-Item = TypeVar("Item", covariant=True)
+Item = TypeVar("Item")
 
 
-class Dataset(Protocol[Item]):
-    """Loads an item for each key."""
-
-    def __getitem__(self, key: Any, /) -> Item: ...
-
-
-class Sampler(Protocol):
-    """The keys, in order."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-def load_in_order(dataset: Dataset[Item], sampler: Sampler, workers: int) -> Generator[Item]:
+def load_in_order(dataset: Dataset[Item], sampler: Sampler[Any], workers: int) -> Generator[Item]:
     """Load the item of each key in worker processes, or in this one where `workers` is 0.
 
     Closing the generator ends the workers at once.
@@ -46,7 +32,7 @@ def load_in_order(dataset: Dataset[Item], sampler: Sampler, workers: int) -> Gen
     """
     with _quiet_start():
         loader: Any = DataLoader(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
@@ -125,5 +111,5 @@ def _ignore_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _identity(item: Item) -> Item:  # type: ignore[misc]
+def _identity(item: Item) -> Item:
     return item

@@ -24,8 +24,6 @@ from sttm.evaluation.inference import Average, Classified, classify, labels_of, 
 from sttm.evaluation.metrics import Confusion
 from sttm.evaluation.report import BEST, Answer, Evaluation
 
-__all__ = ["Evaluation", "evaluate", "match_classes"]
-
 
 # Over 40 lines: most are the options and what they mean.
 def evaluate(
@@ -62,17 +60,11 @@ def evaluate(
     numbers = match_classes(videos, labels)
     samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
     with closing(samples):
+        batches = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
         results = classify(
-            model,
-            samples,
-            views=views,
-            average=average,
-            batch_size=batch_size,
-            dtype=dtype,
-            batches=math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views)),
-            filler_VTCHW=_black(preprocess, views) if world > 1 else None,
-            advance=advance,
-        )
+            model, samples, views=views, average=average, batch_size=batch_size, dtype=dtype, batches=batches,
+            filler_VTCHW=_black(preprocess, views) if world > 1 else None, advance=advance,
+        )  # fmt: skip
         answers = [_answer(result, rank + world * result.sample.index, numbers) for result in results]
     answers = _gathered(answers) if world > 1 else answers
     counted = [(answer.truth, answer.best) for answer in answers if answer.truth is not None and answer.best]
@@ -81,11 +73,7 @@ def evaluate(
 
 
 def match_classes(videos: VideoSet, labels: list[str]) -> dict[int, int]:
-    """Return the model's number of each class that has videos, by name, or by number where the data have no names.
-
-    Raises:
-        SttmError: if the model does not know one of them.
-    """
+    """Return the model's number of each class that has videos, by name or number; raise SttmError if it has none."""
     known = Classes.of(labels, "the model")
     used = sorted({video.label for video in videos.videos if video.label is not None})
     numbers = {number: known.index(videos.classes[number]) for number in used}

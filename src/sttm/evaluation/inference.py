@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sttm.data.loader import Sample
 from sttm.errors import SttmError, first_line
-
-if TYPE_CHECKING:
-    from sttm.data.loader import Sample
 
 Average = Literal["probabilities", "logits"]
 
@@ -78,7 +76,7 @@ def classify(
         if not readable and filler_VTCHW is not None:
             readable = [filler_VTCHW]
         started = time.perf_counter()
-        found = iter(scores(model, readable, average=average, batch_size=batch_size, dtype=dtype))
+        found = iter(scores(model, readable, average, batch_size, dtype))
         share = (time.perf_counter() - started) / max(1, len(readable))
         for sample in batch:
             yield _classified(sample, None if sample.pixels_VTCHW is None else next(found), share)
@@ -86,27 +84,16 @@ def classify(
 
 
 def scores(
-    model: nn.Module,
-    videos_VTCHW: Sequence[Tensor],
-    *,
-    average: Average = "probabilities",
-    batch_size: int = 8,
-    dtype: torch.dtype = torch.float32,
+    model: nn.Module, videos_VTCHW: Sequence[Tensor], average: Average, batch_size: int, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Return the class probabilities [K] of each video, averaged over its views, in fp32 on the CPU.
-
-    Args:
-        videos_VTCHW: the pixels of all views of each video.
-        average, batch_size, dtype: as in `classify`.
-
-    Raises:
-        SttmError: as `classify` does.
-    """
+    """Return the class probabilities [K] of each video, averaged over its views, in fp32 on the CPU; see `classify`."""
     if not videos_VTCHW:
         return []
     with _explained(model, videos_VTCHW, batch_size):
         clips_BTCHW = torch.cat(list(videos_VTCHW))
-        logits_BnK = torch.cat([_outputs(model, some_BTCHW, dtype) for some_BTCHW in clips_BTCHW.split(batch_size)])
+        outputs_NK = torch.cat([forward(model, some, dtype).float().cpu() for some in clips_BTCHW.split(batch_size)])
+    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
+    logits_BnK = outputs_NK.unflatten(0, (len(clips_BTCHW), -1))
     if average == "probabilities":
         logits_BnK = logits_BnK.softmax(-1)
     means = [video_VnK.flatten(0, 1).mean(0) for video_VnK in logits_BnK.split([len(v) for v in videos_VTCHW])]
@@ -114,11 +101,7 @@ def scores(
 
 
 def forward(model: nn.Module, clips_BTCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the logits of some clips, computed on the model's device without gradients.
-
-    Args:
-        dtype: torch.float32, or the type for autocast.
-    """
+    """Return the logits of some clips, on the model's device without gradients; a dtype other than fp32 is autocast."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return model(clips_BTCHW.to(device)).logits
@@ -155,24 +138,26 @@ def _classified(sample: Sample, scores_K: Tensor | None, share: float) -> Classi
     return Classified(sample, scores_K, None, sample.seconds + share)
 
 
-def _outputs(model: nn.Module, clips_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return all outputs [B, n, K] of the model for some clips, in fp32 on the CPU."""
-    logits_BK = forward(model, clips_BTCHW, dtype)
-    # [B*n K] -> [B n K]: a space-only TimeSformer answers for each frame (n = T), all others for the clip (n = 1)
-    return logits_BK.float().unflatten(0, (len(clips_BTCHW), -1)).cpu()
+@contextmanager
+def memory_errors(what: str, device: torch.device) -> Iterator[None]:
+    """Turn what torch raises when memory ends into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise SttmError(f"{what} do not fit into the memory of {device}; use a smaller batch size") from error
+        raise
 
 
 @contextmanager
 def _explained(model: nn.Module, videos_VTCHW: Sequence[Tensor], batch_size: int) -> Iterator[None]:
     """Turn what torch and transformers raise for clips that do not fit into one sentence."""
+    clips = min(batch_size, sum(len(views) for views in videos_VTCHW))
     try:
-        yield
+        with memory_errors(f"{clips} clips at once", next(model.parameters()).device):
+            yield
     except SttmError:
         raise
-    except torch.OutOfMemoryError as error:
-        clips = min(batch_size, sum(len(views) for views in videos_VTCHW))
-        many = f"{clips} clips at once do not fit into the memory of {next(model.parameters()).device}"
-        raise SttmError(f"{many}; use a smaller --batch-size") from error
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, videos_VTCHW[0].shape[1:]))
         what = f"the model does not take the clips of {shape} that its preprocessor makes ({first_line(error)})"

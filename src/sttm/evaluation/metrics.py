@@ -50,7 +50,7 @@ class Accuracy:
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """The confusion matrix as counts of clips, which add up over batches and processes."""
+    """The confusion matrix as counts of clips."""
 
     counts_KK: NDArray[np.int64]
     """A row for each true class, a column for each predicted class."""
@@ -64,9 +64,6 @@ class Confusion:
         for truth, best_b in zip(truths, best, strict=True):
             counts_KK[truth, best_b[0]] += 1
         return cls(counts_KK, sum(truth in best_b[:5] for truth, best_b in zip(truths, best, strict=True)))
-
-    def __add__(self, other: Confusion) -> Confusion:
-        return Confusion(self.counts_KK + other.counts_KK, self.among_five + other.among_five)
 
     @property
     def top1(self) -> Accuracy:

@@ -19,6 +19,9 @@ from sttm.data.video.video import VIDEO_SUFFIXES, Video
 from sttm.devices import device_of, dtype_of
 from sttm.evaluation.inference import Classified, classify, labels_of
 
+#: Threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
+READERS = 2
+
 
 # Over 40 lines: most are the options and what they mean.
 def predict(
@@ -58,16 +61,9 @@ def predict(
     network, preprocess = models.load_with_preprocess(model)
     plan = models.bring_to_compute(network.to(where), compute, method)
     names = [paths] if isinstance(paths, str | PathLike) else paths
-    return predict_files(
-        find_videos(fspath(name) for name in names),
-        network,
-        preprocess,
-        top_k=top_k,
-        views=views,
-        batch_size=batch_size,
-        compute=1.0 if plan is None else plan.compute,
-        dtype=kind,
-    )
+    files, spent = find_videos(fspath(name) for name in names), 1.0 if plan is None else plan.compute
+    options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size, "dtype": kind}
+    return predict_files(files, network, preprocess, compute=spent, **options)
 
 
 def find_videos(inputs: Iterable[str]) -> list[Video]:
@@ -88,7 +84,6 @@ def predict_files(
     batch_size: int = 8,
     compute: float = 1.0,
     dtype: torch.dtype = torch.float32,
-    workers: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Classify every file, and yield one record for each, in order, as soon as its batch has run.
 
@@ -99,13 +94,12 @@ def predict_files(
     Args:
         model, views, batch_size, dtype: as in `inference.classify`; the model has `config.id2label`.
         compute: what the model costs relative to its plain self; it is only reported.
-        workers: threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
 
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
     labels = labels_of(model)
-    with closing(read_ahead(files, preprocess, views, workers)) as samples:
+    with closing(read_ahead(files, preprocess, views, READERS)) as samples:
         for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
             yield _record(result, labels, top_k, compute)
 
@@ -144,12 +138,10 @@ def _record(result: Classified, labels: list[str], top_k: int, compute: float) -
     if result.scores_K is None:
         return {"path": sample.path, "error": result.error}
     best = result.scores_K.topk(min(top_k, len(labels)))
+    scored = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     record: dict[str, Any] = {
         "path": sample.path,
-        "predictions": [
-            {"label": labels[index], "score": score}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ],
+        "predictions": [{"label": labels[index], "score": score} for score, index in scored],
         "compute": compute,
         "frames_decoded": sample.frames_decoded,
         "seconds": round(result.seconds, 6),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +62,6 @@ class Evaluation:
         return self.confusion.top1
 
     @property
-    def top5(self) -> Accuracy:
-        return self.confusion.top5
-
-    @property
-    def mean_class(self) -> float:
-        return self.confusion.mean_class
-
-    @property
     def errors(self) -> tuple[tuple[str, str], ...]:
         """Return (path, reason) of the videos that were counted neither as right nor as wrong."""
         unread = [(answer.path, answer.error) for answer in self.answers if answer.error is not None]
@@ -102,54 +95,55 @@ class Evaluation:
     @property
     def predictions(self) -> list[dict[str, Any]]:
         """Return a row for each answer: label, classes with the highest scores, error or warnings."""
-        return [self._row(answer) for answer in self.answers]
+        rows = []
+        for answer in self.answers:
+            row: dict[str, Any] = {"path": answer.path}
+            row["label"] = None if answer.truth is None else self.labels[answer.truth]
+            for rank in range(min(BEST, len(self.labels))):
+                known = rank < len(answer.best)
+                row[f"prediction_{rank + 1}"] = self.labels[answer.best[rank]] if known else None
+                row[f"score_{rank + 1}"] = answer.scores[rank] if known else None
+            rows.append(row | {"note": answer.error or "; ".join(answer.warnings) or None})
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """Return the figures that are printed and written; accuracies are None where the list has no labels."""
-        labelled = self.confusion.top1.total > 0
+        top1, top5 = self.confusion.top1, self.confusion.top5
+        labelled = top1.total > 0
         return {
             "clips": self.clips,
-            "labelled": self.top1.total,
+            "labelled": top1.total,
             "unreadable": len(self.errors),
-            "top1": self.top1.share if labelled else None,
-            "top1_interval": list(self.top1.interval) if labelled else None,
-            "top5": self.top5.share if labelled else None,
-            "top5_interval": list(self.top5.interval) if labelled else None,
-            "mean_class": self.mean_class if labelled else None,
-            "correct": self.top1.correct,
-            "correct_among_five": self.top5.correct,
+            "top1": top1.share if labelled else None,
+            "top1_interval": list(top1.interval) if labelled else None,
+            "top5": top5.share if labelled else None,
+            "top5_interval": list(top5.interval) if labelled else None,
+            "mean_class": self.confusion.mean_class if labelled else None,
+            "correct": top1.correct,
+            "correct_among_five": top5.correct,
             "classes": len(self.confusion.present),
             "warnings": sum(bool(answer.warnings) for answer in self.answers),
             "seconds": round(self.seconds, 3),
             "clips_per_s": round(self.clips / self.seconds, 3) if self.seconds else None,
         }
 
-    def _row(self, answer: Answer) -> dict[str, Any]:
-        label = None if answer.truth is None else self.labels[answer.truth]
-        row: dict[str, Any] = {"path": answer.path, "label": label}
-        for rank in range(min(BEST, len(self.labels))):
-            known = rank < len(answer.best)
-            row[f"prediction_{rank + 1}"] = self.labels[answer.best[rank]] if known else None
-            row[f"score_{rank + 1}"] = answer.scores[rank] if known else None
-        return row | {"note": answer.error or "; ".join(answer.warnings) or None}
 
-
-def claim(folder: Path, format: Format) -> None:
-    """Make the folder for the results, and check before the evaluation that they can be written.
-
-    Raises:
-        SttmError: if the folder cannot be written, or a package is missing.
-    """
-    for package in ("matplotlib", *(("pyarrow",) if format == "parquet" else ())):
-        if importlib.util.find_spec(package) is None:
-            raise SttmError(f"writing results needs sttm[train] ({package}): pip install 'sttm[train]'")
+def make_folder(folder: Path, setting: str) -> None:
+    """Make the folder that a setting or option names; raise SttmError if it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "summary.json.part"
+        probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SttmError(f"cannot write results to {folder} ({error.strerror}); choose another folder") from error
+        raise SttmError(f"cannot write to {setting}={folder}: {error.strerror}; choose another folder") from error
+
+
+def check_packages(format: Format) -> None:
+    """Raise SttmError if a package that `write` needs is missing."""
+    for package in ("matplotlib", *(("pyarrow",) if format == "parquet" else ())):
+        if importlib.util.find_spec(package) is None:
+            raise SttmError(f"writing results needs sttm[train] ({package}): pip install 'sttm[train]'")
 
 
 def write(evaluation: Evaluation, folder: Path, summary: dict[str, Any], format: Format = "csv") -> None:

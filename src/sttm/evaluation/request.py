@@ -29,7 +29,7 @@ class Request:
     overrides: Sequence[str]
     data: Path | None
     root: Path | None
-    layout: str
+    format: str
     labels: Path | None
     split: str | None
     compute: str | None
@@ -84,14 +84,12 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
     from sttm.config.settings import DataSettings, SplitSettings
 
     if request.data is not None:
-        listed = SplitSettings(list=request.data, layout=request.layout, root=request.root, split=request.split)
+        listed = SplitSettings(list=request.data, format=request.format, root=request.root, split=request.split)
         return DataSettings(test=listed, labels=request.labels), "test"
     if settings is None:
-        raise SttmError(
-            "say where the videos are: --data LIST, an annotation file or a folder with a subfolder for each class"
-        )
-    if request.root or request.labels or request.layout != "auto":
-        raise SttmError("--root, --layout and --labels belong to --data; change the data of a config with --set")
+        raise SttmError("say where the videos are: --data LIST, an annotation file or a folder with one folder a class")
+    if request.root or request.labels or request.format != "auto":
+        raise SttmError("--root, --format and --labels belong to --data; change the data of a config with --set")
     splits = get_args(SplitName)
     if request.split is not None and request.split not in splits:
         raise SttmError(f"--split {request.split} is no split of a config; choose {', '.join(splits)}")
@@ -102,11 +100,7 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
 def model_of(request: Request, settings: Settings | None, notify: Callable[[str], None]) -> str:
     """Return the model to evaluate: the trained one of a run, or else the checkpoint that the run starts from.
 
-    Args:
-        notify: called with a sentence if it is not the trained one.
-
-    Raises:
-        SttmError: if the run has neither.
+    Call `notify` with a sentence if it is not the trained one; raise SttmError if the run has neither.
     """
     if settings is None:
         return request.target

@@ -14,21 +14,9 @@ from sttm.backbones.base import ClipShape, Grid, Layer
 from sttm.errors import SttmError
 from sttm.merging import spec_of
 from sttm.merging.tokens import MergeMap
+from sttm.patching import hooks
 from sttm.patching.attention import ConfigView, SizedConfig, WeighProbabilities
 from sttm.patching.edits import Edits
-from sttm.patching.hooks import (
-    MERGER,
-    CloseForward,
-    HandOn,
-    KeepHidden,
-    Merge,
-    OpenForward,
-    ReadFirst,
-    ReadMean,
-    RotaryPositions,
-    TakeSlots,
-    WrappedForward,
-)
 from sttm.patching.plan import Plan, build_merger
 from sttm.patching.saving import SavePretrained
 from sttm.patching.schedule import make_plan, plain_macs
@@ -45,6 +33,7 @@ class Merged:
         self.plan, self.edits, self.key = plan, edits, key
 
 
+# Over 40 lines: most are the options and what they mean.
 def apply(
     model: nn.Module,
     compute: float = 0.62,
@@ -147,10 +136,8 @@ def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
         return plain_macs(backbone_of(model), model, clip_shape)
     plan = plan_of(model)
     if clip_shape is not None and tuple(clip_shape) != plan.clip_shape:
-        raise SttmError(
-            f"this model was merged for clips of {plan.clip_shape} and not {tuple(clip_shape)}; "
-            "call sttm.remove(model) and sttm.apply(model, clip_shape=...) again"
-        )
+        wrong = f"this model was merged for clips of {plan.clip_shape} and not {tuple(clip_shape)}"
+        raise SttmError(f"{wrong}; call sttm.remove(model) and sttm.apply(model, clip_shape=...) again")
     return plan.macs_after
 
 
@@ -190,9 +177,7 @@ def _check_wrappers(model: Any, learned: bool) -> None:
     if compiled is not None and compiled is not False:
         raise SttmError("this model is compiled, and compiled code would not see the mergers; call sttm.apply first")
     if learned and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise SttmError(
-            "DDP would not train the mergers that are put in now; call sttm.apply before wrapping the model"
-        )
+        raise SttmError("DDP would not train mergers that are put in now; call sttm.apply before wrapping the model")
 
 
 def _record(model: nn.Module, what: str) -> Merged:
@@ -227,33 +212,33 @@ class _Installation:
         sized, frames, tokens = spec_of(self.plan.method).sized, 0, 0
         for number, block in enumerate(self.backbone.blocks(self.model)):
             layer = self.backbone.layer(block)
-            hook: HandOn
+            hook: hooks.HandOn
             if number in planned:
                 merger, module = planned[number]
                 frames, tokens = merger.frames, merger.tokens
-                hook = Merge(self.key, layer, self.backbone, self.grid, merger, sized=sized, first=first)
-                self.edits.add_module(block, MERGER, module)
+                hook = hooks.Merge(self.key, layer, self.backbone, self.grid, merger, sized=sized, first=first)
+                self.edits.add_module(block, hooks.MERGER, module)
             elif frames:
-                hook = HandOn(self.key, layer.keyword, layer.position)
+                hook = hooks.HandOn(self.key, layer.keyword, layer.position)
             else:
                 continue
             self._give_slots(layer, hook)
             if own := self.backbone.block_settings(self.model, frames, tokens):
                 self.edits.set_attribute(block, "config", ConfigView(block.config, **own))
         for layer in self.backbone.head_layers(self.model):
-            self._give_slots(layer, HandOn(self.key, layer.keyword, layer.position))
+            self._give_slots(layer, hooks.HandOn(self.key, layer.keyword, layer.position))
         if pooling is not None and (sized or first):
-            self.edits.after(self.backbone.base(self.model), KeepHidden(self.key))
-            self.edits.before(pooling.module, ReadFirst(self.key) if first else ReadMean(self.key))
+            self.edits.after(self.backbone.base(self.model), hooks.KeepHidden(self.key))
+            self.edits.before(pooling.module, hooks.ReadFirst(self.key) if first else hooks.ReadMean(self.key))
 
     def _open_and_close(self) -> None:
         base = self.backbone.base(self.model)
         for module in (self.model,) if base is self.model else (self.model, base):
-            opened = OpenForward(self.key, self.backbone, self.plan.clip_shape, self.grid, module is base)
+            opened = hooks.OpenForward(self.key, self.backbone, self.plan.clip_shape, self.grid, module is base)
             self.edits.before(module, opened, with_kwargs=True)
-            self.edits.after(module, CloseForward(), always=True)
+            self.edits.after(module, hooks.CloseForward(), always=True)
 
-    def _give_slots(self, layer: Layer, hook: HandOn) -> None:
+    def _give_slots(self, layer: Layer, hook: hooks.HandOn) -> None:
         """Let a layer get its slots, and its attention weigh its keys by them."""
         self.edits.before(layer.module, hook, with_kwargs=True)
         if layer.keyword is None:
@@ -262,14 +247,14 @@ class _Installation:
                     f"a {type(layer.module).__name__} of this model has a forward of its own (as accelerate's hooks "
                     "give it); call sttm.apply before they are put in"
                 )
-            self.edits.set_attribute(layer.module, "forward", WrappedForward(type(layer.module)))
+            self.edits.set_attribute(layer.module, "forward", hooks.WrappedForward(type(layer.module)))
         for attention in layer.attention:
             if attention.dropout is not None:
                 self.edits.before(attention.dropout, WeighProbabilities(attention.over))
                 continue
             assert layer.keyword is not None, "attention by the interface needs a keyword that reaches it"
-            self.edits.before(attention.module, TakeSlots(layer.keyword), with_kwargs=True)
+            self.edits.before(attention.module, hooks.TakeSlots(layer.keyword), with_kwargs=True)
             self.edits.set_attribute(attention.module, "config", SizedConfig(attention.module.config))
             if hasattr(attention.module, "get_position_ids"):
-                rotary = RotaryPositions(self.backbone, self.grid)
+                rotary = hooks.RotaryPositions(self.backbone, self.grid)
                 self.edits.set_attribute(attention.module, "get_position_ids", rotary)

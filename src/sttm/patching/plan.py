@@ -101,14 +101,9 @@ class Plan:
 def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenReducer:
     """Return the module of one planned merger."""
     return method_named(plan.method)(
-        width,
-        merger.frames,
-        merger.tokens,
-        frames_in=merger.frames_before,
-        tokens_in=merger.tokens_before,
-        learned=plan.learned,
-        selector=plan.selector,
-    )
+        width, merger.frames, merger.tokens, frames_in=merger.frames_before, tokens_in=merger.tokens_before,
+        learned=plan.learned, selector=plan.selector,
+    )  # fmt: skip
 
 
 def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequence[MergerPlan]) -> int:

@@ -66,24 +66,8 @@ def check_merged(folder: Path) -> None:
         )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config of the model itself from a folder, merged or plain."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return inner_config(config) if config.get("model_type") == MODEL_TYPE else config
-
-
-def inner_config(merged: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of the model itself from that of the merged one."""
-    shared = {key: merged[key] for key in ("dtype", "transformers_version") if merged.get(key) is not None}
-    return merged[INNER] | shared | {"model_type": merged[INNER_TYPE]}
-
-
 def read_plan(path: Path) -> Plan:
-    """Read a plan from its file.
-
-    Raises:
-        SttmError: if the file is missing or says something else.
-    """
+    """Read a plan from its file; raise SttmError if the file is missing or says something else."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["mergers"] = tuple(MergerPlan(**merger) for merger in fields["mergers"])

@@ -12,19 +12,18 @@ from torch import nn
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.errors import SttmError
 from sttm.merging import METHODS, spec_of
-from sttm.patching.plan import MergerPlan, Plan, count_macs
+from sttm.patching.plan import Plan, count_macs
 from sttm.patching.search import Search
 
 
 def check_compute(compute: float) -> float:
     """Return a share of the plain model's multiply-adds, above 0 and at most 1; raise SttmError for anything else."""
     if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute <= 1:
-        raise SttmError(
-            f"compute={compute!r} is not a share of the plain model's multiply-adds; give a number above 0, up to 1"
-        )
+        raise SttmError(f"compute={compute!r} is no share of the plain multiply-adds; give one above 0 and up to 1")
     return float(compute)
 
 
+# Over 40 lines: most are the options and why the schedule is what it is.
 def make_plan(
     backbone: Backbone,
     model: nn.Module,
@@ -61,21 +60,21 @@ def make_plan(
         learned = False
     clip_shape = _clip(backbone, model, clip_shape)
     if backbone.aligned and selector not in (None, "stride"):
-        raise SttmError(
-            f"{backbone.family} attends over time at each place, which needs selector='stride', not {selector!r}"
-        )
+        raise SttmError(f"{backbone.family} attends over time at each place; give selector='stride', not {selector!r}")
     if backbone.aligned and method in ("sttm", "random"):
         selector = "stride"
     elif method == "sttm":
         selector = selector or "novelty"
     empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute)
     before = count_macs(backbone, model, empty, ())
+    empty = replace(empty, macs_before=before, macs_after=before)
     if compute == 1:
-        return _counted(empty, before, before, ())
+        return empty
     _check_method(backbone, model, empty)
     _check_places(backbone, model, empty, layers, window)
-    found = Search(backbone, model, empty, before, compute, layers, window).best()
-    plan = _counted(empty, before, count_macs(backbone, model, empty, found), found)
+    found = Search(backbone, model, empty, layers, window).best()
+    after = count_macs(backbone, model, empty, found)
+    plan = replace(empty, compute=after / before, macs_after=after, mergers=found)
     if plan.short_by:
         warnings.warn(
             f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
@@ -92,23 +91,20 @@ def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | Non
 
 
 def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
-    frames = backbone.grid(model, empty.clip_shape).frames
-    if backbone.aligned and frames > 1 and not spec_of(empty.method).aligned:
-        raise SttmError(
-            f"{backbone.family} attends over time at each place, which {empty.method} does not keep; choose one of "
-            + ", ".join(name for name in METHODS if spec_of(name).aligned)
-        )
-    pooling = backbone.pooling(model)
-    if pooling is not None and pooling.reads == "first" and spec_of(empty.method).drops:
-        raise SttmError(
-            f"this {backbone.family} model classifies by its first token, which {empty.method} may drop; choose one of "
-            + ", ".join(name for name in METHODS if not spec_of(name).drops)
-        )
-    if spec_of(empty.method).whole_frames and frames == 1:
-        raise SttmError(
-            f"{empty.method} leaves out frames and this {backbone.family} model has one at a time; choose one of "
-            + ", ".join(name for name in METHODS if not spec_of(name).whole_frames)
-        )
+    frames, pooling = backbone.grid(model, empty.clip_shape).frames, backbone.pooling(model)
+    method, family, spec = empty.method, backbone.family, spec_of(empty.method)
+    if backbone.aligned and frames > 1 and not spec.aligned:
+        wrong = f"{family} attends over time at each place, which {method} does not keep"
+        allowed = [name for name in METHODS if spec_of(name).aligned]
+    elif pooling is not None and pooling.reads == "first" and spec.drops:
+        wrong = f"this {family} model classifies by its first token, which {method} may drop"
+        allowed = [name for name in METHODS if not spec_of(name).drops]
+    elif spec.whole_frames and frames == 1:
+        wrong = f"{method} leaves out frames and this {family} model has one at a time"
+        allowed = [name for name in METHODS if not spec_of(name).whole_frames]
+    else:
+        return
+    raise SttmError(f"{wrong}; choose one of {', '.join(allowed)}")
 
 
 def _check_places(
@@ -136,7 +132,3 @@ def _clip(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) ->
         wrong = f"clip_shape={clip_shape!r} is not (frames, channels, height, width)"
         raise SttmError(f"{wrong}; give those four whole numbers") from None
     return frames, channels, height, width
-
-
-def _counted(empty: Plan, before: int, after: int, mergers: tuple[MergerPlan, ...]) -> Plan:
-    return replace(empty, compute=after / before, macs_before=before, macs_after=after, mergers=mergers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 from torch import nn
@@ -18,20 +19,13 @@ SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4), (0, 1 
 
 
 class Search:
-    """Search token counts that meet a target, one list of layers after another."""
+    """Search token counts that meet the target of an empty plan, one list of layers after another."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        model: nn.Module,
-        empty: Plan,
-        before: int,
-        compute: float,
-        layers: Sequence[int] | None = None,
-        window: int | None = None,
+        self, backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
     ) -> None:
-        self.backbone, self.model, self.empty, self.before, self.compute = backbone, model, empty, before, compute
-        self.layers, self.window = layers, window
+        self.backbone, self.model, self.empty, self.compute = backbone, model, empty, empty.target
+        self.before, self.layers, self.window = empty.macs_before, layers, window
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
         self.spec = spec_of(empty.method)
@@ -51,7 +45,8 @@ class Search:
             mergers = self._solve(layers)
             if mergers is None:
                 continue
-            gap, kept = self.compute - self.share(mergers), least_kept(mergers)
+            gap = self.compute - self.share(mergers)
+            kept = min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
             if gap <= TOLERANCE and kept >= self.spec.gentle:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
@@ -61,8 +56,8 @@ class Search:
 
     def _out_of_reach(self, least: float) -> SttmError:
         return SttmError(
-            f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with "
-            f"{self.empty.method}: merging all it can leaves {least:.3f}; ask for {_ceil(least)} or more"
+            f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with {self.empty.method}: "
+            f"merging all it can leaves {least:.3f}; ask for {math.ceil(least * 100) / 100:.2f} or more"
         )
 
     def _layers(self) -> Iterator[tuple[int, ...]]:
@@ -151,25 +146,14 @@ class Search:
 
     def _trim_first(self, mergers: list[MergerPlan], less: int) -> list[MergerPlan]:
         first, second = mergers
-        slots = max(1, first.tokens - less)
-        first = MergerPlan(first.layer, first.frames_before, first.tokens_before, first.frames, slots)
-        return [first, MergerPlan(second.layer, first.frames, slots, second.frames, min(second.tokens, slots))]
+        first = replace(first, tokens=max(1, first.tokens - less))
+        return [first, replace(second, tokens_before=first.tokens, tokens=min(second.tokens, first.tokens))]
 
     def _fill_last(self, mergers: list[MergerPlan]) -> tuple[MergerPlan, ...]:
         *head, last = mergers
-        room = last.frames_before // last.frames * last.tokens_before
-        low, high = last.tokens, room
+        low, high = last.tokens, last.frames_before // last.frames * last.tokens_before
         while low < high:
             middle = (low + high + 1) // 2
-            filled = MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, middle)
-            low, high = (middle, high) if self.share([*head, filled]) <= self.compute else (low, middle - 1)
-        return (*head, MergerPlan(last.layer, last.frames_before, last.tokens_before, last.frames, low))
-
-
-def least_kept(mergers: Sequence[MergerPlan]) -> float:
-    """The smallest share of its tokens that a merger leaves."""
-    return min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
-
-
-def _ceil(share: float) -> str:
-    return f"{math.ceil(share * 100) / 100:.2f}"
+            filled = [*head, replace(last, tokens=middle)]
+            low, high = (middle, high) if self.share(filled) <= self.compute else (low, middle - 1)
+        return (*head, replace(last, tokens=low))

@@ -23,17 +23,6 @@ from sttm.errors import SttmError
 from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, SyntheticClip, design, render
 from sttm.synth.motions import MOTION_CLASSES
 
-__all__ = [
-    "CLASSES",
-    "MOTION_CLASSES",
-    "SCENE_CLASSES",
-    "SynthSettings",
-    "encode",
-    "make",
-    "render",
-    "video_path",
-]
-
 FPS = 8
 
 
@@ -55,11 +44,7 @@ class SynthSettings:
     """The share of each split; together 1."""
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SttmError: for the first impossible field.
-        """
+        """Check every field; raise SttmError for the first impossible field."""
         if self.kind not in CLASSES:
             raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them")
         least_clips = len(CLASSES[self.kind])
@@ -68,9 +53,7 @@ class SynthSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 reason = f" (one for each of the {least} classes)" if name == "clips" else ""
-                raise SttmError(
-                    f"{name} is {value!r}, but must be a whole number from {least}{reason} to {most}; change it"
-                )
+                raise SttmError(f"{name} is {value!r}; give a whole number from {least}{reason} to {most}")
         for name in ("frames", "size"):
             if getattr(self, name) % 2:
                 raise SttmError(f"{name} is {getattr(self, name)}, but must be even; add or subtract one")

@@ -6,16 +6,14 @@ Legend: N tokens, C width, T token frames, S tokens in a frame, P prefix tokens.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from sttm import models
 from sttm.backbones import backbone_of
@@ -23,13 +21,14 @@ from sttm.config import Settings
 from sttm.config.settings import MergingSettings, ModelSettings
 from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.transforms.processor_config import FAMILIES
+from sttm.data.transforms.processor_config import FAMILIES, model_config, read_json
 from sttm.data.video.read import Sampling
-from sttm.errors import SttmError, first_line
+from sttm.errors import SttmError
 from sttm.patching import api
-from sttm.patching.saving import MODEL_TYPE, PLAN_FILE, read_config
+from sttm.patching.saving import MODEL_TYPE, PLAN_FILE
 
 HEAD = "classifier"  # in all families of transformers' video models
+ADVICE = "; check the model section of the config"
 #: Learned position embeddings over time by family, and whether they have an entry for each token of a frame.
 LEARNED_POSITIONS = {
     "timesformer": ("timesformer.embeddings.time_embeddings", False),
@@ -51,9 +50,9 @@ def build_model(settings: Settings, classes: Sequence[str]) -> tuple[Any, Prepro
     else:
         model, preprocess = _from_checkpoint(settings.model, classes)
     if settings.model.attention is not None:
-        with _one_sentence(f"use model.attention={settings.model.attention}"):
+        with models.explained(f"use model.attention={settings.model.attention}", ADVICE):
             model.set_attn_implementation(settings.model.attention)
-    preprocess = replace(preprocess, sampling=_sampling(settings.model, preprocess.sampling))
+    preprocess = replace(preprocess, sampling=sampling_of(settings.model, preprocess.sampling))
     teacher = _teacher(settings, model, classes)
     _bring_to_compute(model, settings.merging)
     return model.train(), preprocess, teacher
@@ -72,7 +71,7 @@ def _from_scratch(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any,
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         preprocess = Preprocess.from_folder(folder)
-    with _one_sentence("make a model from scratch"):
+    with models.explained("make a model from scratch", ADVICE):
         return AutoModelForVideoClassification.from_config(config), preprocess
 
 
@@ -81,22 +80,19 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
 
     assert settings.start is not None
     folder = models.resolve(settings.start)
-    with _one_sentence(f"load {settings.start}"):
+    with models.explained(f"load {settings.start}", ADVICE), models.quiet():
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         config = config.inner() if config.model_type == MODEL_TYPE else config
         _change(config, settings.config)
         _set_frames(config, settings.frames)
-        with models.quiet():
-            model, info = AutoModelForVideoClassification.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                local_files_only=True,
-            )
-    _check_loaded(model, info, settings.start)
-    _interpolate_positions(model, folder, {str(key[0]) for key in info["mismatched_keys"]})
+        model, info = AutoModelForVideoClassification.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            local_files_only=True,
+        )  # fmt: skip
+    table, whole_frames = LEARNED_POSITIONS.get(config.model_type, ("", False))
+    _check_loaded(model, info, settings.start, table)
+    if table in {key[0] for key in info["mismatched_keys"]}:
+        _interpolate_positions(model, folder, table, whole_frames)
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
     if (folder / PLAN_FILE).exists():
         models.install_saved(model, folder)
@@ -127,13 +123,12 @@ def _set_frames(config: Any, frames: int | None) -> None:
     setattr(config, FAMILIES[config.model_type].num_frames_key, frames)
 
 
-def _check_loaded(model: nn.Module, info: dict[str, Any], name: str) -> None:
-    """Check that only the head, and parts that pre-training does not have, are without weights."""
+def _check_loaded(model: Any, info: dict[str, Any], name: str, table: str) -> None:
+    """Check that only the head, the position table, and parts that pre-training does not have, lack weights."""
     base = f"{model.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
     if missing:
         raise SttmError(f"{name} has no weights for {missing[0]}; start from a checkpoint of the same family and size")
-    table, _ = LEARNED_POSITIONS.get(model.config.model_type, ("", False))  # type: ignore[union-attr, arg-type]
     other = [key for key in info["mismatched_keys"] if key[0] != table and not key[0].startswith(HEAD)]
     if other:
         key, found, wanted = other[0]
@@ -143,12 +138,11 @@ def _check_loaded(model: nn.Module, info: dict[str, Any], name: str) -> None:
         )
 
 
-def _interpolate_positions(model: nn.Module, folder: Path, mismatched: set[str]) -> None:
+def _interpolate_positions(model: nn.Module, folder: Path, table: str, whole_frames: bool) -> None:
     """Interpolate the checkpoint's learned position embeddings in time, for another number of frames."""
-    table, whole_frames = LEARNED_POSITIONS.get(str(model.config.model_type), ("", False))  # type: ignore[union-attr]
-    if table not in mismatched:
-        return
-    stored_1NC, parameter = _stored(folder, table), model.get_parameter(table)
+    stored_1NC, parameter = models.read_tensors(folder, {table}).get(table), model.get_parameter(table)
+    if stored_1NC is None:
+        raise SttmError(f"{folder} has no {table} to interpolate; keep its number of frames (leave model.frames out)")
     prefix = 1 if whole_frames else 0
     tokens = backbone_of(model).grid(model, backbone_of(model).clip_shape(model)).tokens if whole_frames else 1
     prefix_1PC, body_1NC = stored_1NC[:, :prefix], stored_1NC[:, prefix:]
@@ -159,16 +153,6 @@ def _interpolate_positions(model: nn.Module, folder: Path, mismatched: set[str])
     longer_1NC = rows.transpose(1, 2).unflatten(2, (tokens, -1)).flatten(1, 2)
     with torch.no_grad():
         parameter.copy_(torch.cat((prefix_1PC, longer_1NC.to(prefix_1PC.dtype)), dim=1))
-
-
-def _stored(folder: Path, name: str) -> Tensor:
-    """Return one tensor of a model folder."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            if name in weights.keys():
-                tensor: Tensor = weights.get_tensor(name)
-                return tensor
-    raise SttmError(f"{folder} has no {name} to interpolate; keep its number of frames (leave model.frames out)")
 
 
 def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
@@ -189,7 +173,7 @@ def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
     model.config.id2label, model.config.label2id = dict(enumerate(classes)), {n: i for i, n in enumerate(classes)}
 
 
-def _sampling(settings: ModelSettings, own: Sampling) -> Sampling:
+def sampling_of(settings: ModelSettings, own: Sampling) -> Sampling:
     """Return the sampling that the settings ask for; what they leave out is the checkpoint's own."""
     mode = settings.sampling or own.mode
     return Sampling(settings.frames or own.num_frames, mode, settings.stride or (own.stride if mode == "dense" else 1))
@@ -200,14 +184,11 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
     if settings.distillation is None:
         return None
     name = settings.distillation.teacher
-    if name is None:
-        teacher = deepcopy(plain)
-        source = str(settings.model.start)
-        if api.is_merged(teacher):
-            api.remove(teacher)
-    else:
-        teacher, source = models.load(name), name
-    saved = read_config(models.resolve(source))
+    source = name or str(settings.model.start)
+    teacher = deepcopy(plain) if name is None else models.load(name)
+    if name is None and api.is_merged(teacher):
+        api.remove(teacher)
+    saved = model_config(read_json(models.resolve(source) / "config.json"))
     known = {plain_name(label) for label in (saved.get("id2label") or {}).values()}
     unknown = [label for label in classes if plain_name(label) not in known]
     if unknown:
@@ -215,10 +196,8 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
     if name is not None:
         _fit_head(teacher, classes, trained=True)
         if backbone_of(teacher).clip_shape(teacher) != backbone_of(plain).clip_shape(plain):
-            raise SttmError(
-                f"the teacher {source} takes clips of another shape than the model; choose one with the same frames "
-                "and size"
-            )
+            wrong = f"the teacher {source} takes clips of another shape than the model"
+            raise SttmError(f"{wrong}; choose one with the same frames and size")
     return teacher.eval().requires_grad_(False)
 
 
@@ -248,14 +227,3 @@ def _compute_of_frames(model: Any, frames: int) -> float:
         own = backbone_of(model).clip_shape(model)[0]
         raise SttmError(f"merging.match_frames={frames} leaves nothing to merge at model.frames={own}; give fewer")
     return compute
-
-
-@contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    """Turn the errors of transformers for a bad checkpoint or config into one SttmError."""
-    try:
-        yield
-    except SttmError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise SttmError(f"cannot {what}: {first_line(error)}; check the model section of the config") from error

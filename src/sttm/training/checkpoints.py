@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class TrainingState:
         """Return the name of each parameter."""
         return {parameter: name for name, parameter in self.model.named_parameters()}
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
+
 
 @dataclass
 class Progress:
@@ -72,10 +76,14 @@ def save(training: TrainingState, folder: Path, progress: Mapping[str, Any], mai
     Raises:
         SttmError: if it cannot be written (a full disk, a read-only folder); no part of it is left.
     """
-    state = {f"optimizer.{name}.{key}": _gathered(value) for name, key, value in _optimizer_state(training)}
+    state = {
+        f"optimizer.{training.names[parameter]}.{key}": _gathered(value)
+        for parameter, entries in training.optimizer.state.items()
+        for key, value in entries.items()
+    }
     if training.average is not None:
         state |= {f"weights.{name}": _gathered(value) for name, value in training.model.named_parameters()}
-    with training.average.applied() if training.average is not None else nullcontext():
+    with training.averaged():
         weights = gathered_weights(training)
     if not main:
         return
@@ -150,15 +158,6 @@ def prune(folder: Path, keep: int, best: str | None) -> None:
 def _write_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
     models.save(training.model, folder, weights)
     training.preprocess.to_folder(folder)
-
-
-def _optimizer_state(training: TrainingState) -> list[tuple[str, str, Tensor]]:
-    names = training.names
-    return [
-        (names[parameter], key, value)
-        for parameter, entries in training.optimizer.state.items()
-        for key, value in entries.items()
-    ]
 
 
 def _gathered(value: Tensor) -> Tensor:

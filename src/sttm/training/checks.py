@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sttm.config import Settings
 from sttm.errors import SttmError
@@ -16,12 +13,6 @@ from sttm.errors import SttmError
 #: Settings that may change between a run and its continuation, as they do not change what is learned.
 FREE = {"data.root", "data.labels", "data.workers", "data.cache_gib", "optimizer.micro_batch", "evaluation", "run"}
 BOUND = {"run.seed", "run.precision"}
-
-
-def check_device(device: str) -> None:
-    """Check that `run.device` is available."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SttmError("run.device=cuda, but torch sees no CUDA device; use run.device=cpu, or see sttm doctor")
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -37,17 +28,6 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def make_output(folder: Path) -> None:
-    """Make the run's folder and check that it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SttmError(f"cannot write to run.output={folder}: {error.strerror}; choose another folder") from error
-
-
 def micro_batch(settings: Settings, world: int) -> int:
     """Return the clips that one process's model takes at once: as set, or its whole share of the batch."""
     return settings.optimizer.micro_batch or max(1, settings.optimizer.batch_size // world)
@@ -58,9 +38,7 @@ def lengths(settings: Settings, clips: int) -> tuple[int, int]:
     epoch = clips * settings.augment.repeats / settings.optimizer.batch_size
     steps = settings.optimizer.steps or max(1, math.ceil((settings.optimizer.epochs or 0) * epoch))
     if settings.merging.warmup_steps >= steps:
-        raise SttmError(
-            f"merging.warmup_steps={settings.merging.warmup_steps} takes all of the {steps} steps; give fewer"
-        )
+        raise SttmError(f"merging.warmup_steps={settings.merging.warmup_steps} takes all {steps} steps; give fewer")
     return steps, settings.run.evaluate_every or max(1, math.ceil(epoch))
 
 
@@ -79,22 +57,14 @@ def check_same_run(settings: Settings, before: dict[str, Any], folder: Path) -> 
 def check_same_classes(now: Sequence[str], before: Sequence[str], folder: Path) -> None:
     """Check that a folder's earlier run was trained on the same classes in the same order."""
     if list(now) != list(before):
-        other = next(
-            (f"{a!r} now and {b!r} there" for a, b in zip(now, before, strict=False) if a != b), "their number"
-        )
-        raise SttmError(
-            f"{folder} holds a run on other classes ({other}); use the same classes, or choose another run.output"
-        )
+        differences = (f"{a!r} now and {b!r} there" for a, b in zip(now, before, strict=False) if a != b)
+        other = next(differences, "their number")
+        wrong = f"{folder} holds a run on other classes ({other})"
+        raise SttmError(f"{wrong}; use the same classes, or choose another run.output")
 
 
 def not_finite(loss: float, step: int, files: Sequence[str], checkpoint: Path | None) -> SttmError:
-    """Return the error for a loss, or the gradient of a finite loss, that is not finite.
-
-    Args:
-        step: the step under way, counted from 1.
-        files: the videos of its batch.
-        checkpoint: the last complete one.
-    """
+    """Return the error for a loss, or the gradient of a finite loss, that is not finite at a step, counted from 1."""
     return SttmError(
         f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {step}, on "
         f"{', '.join(dict.fromkeys(files))}; the last good checkpoint is {checkpoint or 'none yet'}: look at these "

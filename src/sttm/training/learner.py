@@ -6,7 +6,7 @@ Legend: B clips in a micro-batch, T frames, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -76,10 +76,6 @@ class Learner:
         if training.average is not None:
             training.average.update(step)
         return lr
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the average of its weights, if there is one."""
-        return nullcontext() if self.training.average is None else self.training.average.applied()
 
     def _loss(self, batch: Batch) -> Tensor:
         device, distillation = self.accelerator.device, self.settings.distillation

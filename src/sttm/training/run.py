@@ -20,11 +20,12 @@ import torch
 from sttm.config import Settings, dump, parse_views
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.loader import Batch, training_batches
-from sttm.devices import machine
+from sttm.devices import device_of, machine
 from sttm.distributed import settle
 from sttm.errors import SttmError
-from sttm.evaluation.evaluate import Evaluation, evaluate
+from sttm.evaluation.evaluate import evaluate
 from sttm.evaluation.inference import reading_threads
+from sttm.evaluation.report import Evaluation, make_folder
 from sttm.training import checkpoints, checks
 from sttm.training.checkpoints import Progress
 from sttm.training.learner import Learner
@@ -122,7 +123,7 @@ class _Run:
 
         training, progress = self.training, self.progress
         progress.unreadable = dict(gather_object(list(progress.unreadable.items())))
-        with self.learner.averaged():
+        with self.training.averaged():
             weights = checkpoints.gathered_weights(training)
             figures: dict[str, Any] = {"steps": progress.step, "seconds": round(progress.seconds, 1)}
             for name, videos in (("validation", self.validation), ("test", self.test)):
@@ -147,8 +148,6 @@ class _Run:
         self.report({"event": "end", "folder": str(self.folder), **figures})
         return figures
 
-    # --- one step ---------------------------------------------------------------------------------------------
-
     def _learn(self, micro_batches: list[Batch]) -> tuple[float, float, float]:
         """Take one step; return its loss, gradient norm and learning rate."""
         from accelerate.utils import gather_object
@@ -163,8 +162,6 @@ class _Run:
             raise checks.not_finite(loss, progress.step + 1, files, good[0] if good else None)
         checks.check_readable(progress.unreadable, len(self.videos.videos), self.settings.data.max_missing)
         return loss, norm, self.learner.step(progress.step, self.steps)
-
-    # --- between steps ------------------------------------------------------------------------------------------
 
     def _after_step(self) -> None:
         """Evaluate, save and stop where this step calls for it."""
@@ -185,7 +182,7 @@ class _Run:
         progress, better = self.progress, False
         due = progress.step == self.steps or progress.step % self.evaluate_every == 0
         if self.validation is not None and due:
-            with self.learner.averaged():
+            with self.training.averaged():
                 top1 = self._evaluate(self.validation).top1.share
             better = top1 > progress.best_top1
             self._log({"event": "evaluation", "step": progress.step, "validation_top1": top1})
@@ -257,9 +254,9 @@ def _accelerator(settings: Settings) -> Any:
         from accelerate import Accelerator
     except ImportError as error:
         raise SttmError("sttm train needs sttm[train]; run pip install 'sttm[train]'") from error
-    checks.check_device(settings.run.device)
+    device_of(settings.run.device)
     checks.check_trackers(settings.run.trackers)
-    checks.make_output(settings.run.output)
+    make_folder(settings.run.output, "run.output")
     trackers = list(settings.run.trackers) or None
     accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=trackers, project_dir=settings.run.output)
     accelerator.init_trackers("tracking")

@@ -33,6 +33,8 @@ TRAINING_SEED = 0
 #: Threads that read a batch; nothing is read while a model is timed.
 READERS = 2
 
+Advance = Callable[[int, int], None]
+
 
 @dataclass
 class Comparison:
@@ -54,82 +56,99 @@ class Comparison:
     reading_seconds: float = 0.0
     """Time to decode and preprocess all videos."""
 
+    @classmethod
+    def load(cls, plain: str, merged: str) -> Comparison:
+        """Load both models, and check that they can be compared."""
+        device = device_of()
+        networks, preprocesses = zip(*map(models.load_with_preprocess, (plain, merged)), strict=True)
+        if api.is_merged(networks[0]):
+            raise SttmError(f"the demo needs a plain model to compare with, and {plain} is merged; name a plain one")
+        if not api.is_merged(networks[1]):
+            raise SttmError(f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one")
+        labels = [labels_of(network) for network in networks]
+        if preprocesses[0] != preprocesses[1] or labels[0] != labels[1]:
+            wrong = f"{plain} and {merged} do not take the same pixels or do not know the same classes"
+            raise SttmError(f"{wrong}; name two that were trained alike")
+        moved = (networks[0].to(device), networks[1].to(device))
+        return cls((plain, merged), moved, preprocesses[0], labels[0], device)
 
-def load_pair(plain: str, merged: str) -> Comparison:
-    """Load both models, and check that they can be compared."""
-    device = device_of()
-    networks, preprocesses = zip(*map(models.load_with_preprocess, (plain, merged)), strict=True)
-    if api.is_merged(networks[0]):
-        raise SttmError(f"the demo needs a plain model to compare with, and {plain} is merged; name a plain one")
-    if not api.is_merged(networks[1]):
-        raise SttmError(f"the demo needs a merged model, and {merged} is plain; sttm.apply and sttm.save make one")
-    labels = [labels_of(network) for network in networks]
-    if preprocesses[0] != preprocesses[1] or labels[0] != labels[1]:
-        wrong = f"{plain} and {merged} do not take the same pixels or do not know the same classes"
-        raise SttmError(f"{wrong}; name two that were trained alike")
-    return Comparison(
-        (plain, merged), (networks[0].to(device), networks[1].to(device)), preprocesses[0], labels[0], device
-    )
+    def make_videos(self, folder: Path, clips: int, seed: int, workers: int | None, advance: Advance) -> int:
+        """Make the videos that an earlier run has not made, list them with their classes, and return their number."""
+        settings, made = SynthSettings("motion", clips, seed, train=0, validation=1, test=0), 0
 
+        def count(videos: int, missing: int) -> None:
+            nonlocal made
+            made += videos
+            advance(videos, missing + clips)
 
-def make_videos(
-    comparison: Comparison,
-    folder: Path,
-    clips: int,
-    seed: int,
-    workers: int | None,
-    advance: Callable[[int, int], None],
-) -> int:
-    """Make the videos that an earlier run has not made, list them with their classes, and return their number."""
-    settings, made = SynthSettings("motion", clips, seed, train=0, validation=1, test=0), 0
+        inside = make(folder / f"motion-{clips}-clips-seed-{seed}", settings, workers=workers, advance=count)
+        rows = json.loads((inside / "validation.json").read_text(encoding="utf-8"))
+        labels = {int(row["id"]): row["template"].replace("[", "").replace("]", "") for row in rows}
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        unknown = sorted(set(labels.values()) - numbers.keys())
+        if unknown:
+            wrong = f"{self.names[1]} knows no class {unknown[0]!r}"
+            raise SttmError(f"{wrong}; name models that were trained on the motion videos of sttm synth")
+        self.files = [Video(str(inside / video_path(settings, index))) for index in range(clips)]
+        self.truth_N = torch.tensor([numbers[labels[index]] for index in range(clips)])
+        return made
 
-    def count(videos: int, missing: int) -> None:
-        nonlocal made
-        made += videos
-        advance(videos, missing + clips)
+    def read(self, files: Sequence[Video]) -> list[Sample]:
+        """Read videos, their pixels on the device of the models; raise SttmError for a video that cannot be read."""
+        samples = []
+        for sample in read_ahead(files, self.preprocess, (1, 1), READERS):
+            if sample.pixels_VTCHW is None:
+                raise SttmError(f"{sample.path}: {sample.error}; delete the file, and the demo makes it again")
+            samples.append(replace(sample, pixels_VTCHW=sample.pixels_VTCHW.to(self.device)))
+        return samples
 
-    inside = make(folder / f"motion-{clips}-clips-seed-{seed}", settings, workers=workers, advance=count)
-    rows = json.loads((inside / "validation.json").read_text(encoding="utf-8"))
-    labels = {int(row["id"]): row["template"].replace("[", "").replace("]", "") for row in rows}
-    numbers = {label: number for number, label in enumerate(comparison.labels)}
-    unknown = sorted(set(labels.values()) - numbers.keys())
-    if unknown:
-        wrong = f"{comparison.names[1]} knows no class {unknown[0]!r}"
-        raise SttmError(f"{wrong}; name models that were trained on the motion videos of sttm synth")
-    comparison.files = [Video(str(inside / video_path(settings, index))) for index in range(clips)]
-    comparison.truth_N = torch.tensor([numbers[labels[index]] for index in range(clips)])
-    return made
+    def classify_in_turn(self, batch: int, advance: Callable[[int], None]) -> None:
+        """Classify every video with both models; nothing else runs while a model is timed."""
+        for turn, start in enumerate(range(0, len(self.files), batch)):
+            started = time.perf_counter()
+            samples = self.read(self.files[start : start + batch])
+            self.reading_seconds += time.perf_counter() - started
+            runs = [partial(_scores, network, samples) for network in self.networks]
+            if turn == 0:
+                in_turn(runs, turn, self.device)  # to warm up
+            seconds, found = in_turn(runs, turn, self.device)
+            self.batches.append((len(samples), seconds[0], seconds[1]))
+            for kept, new in zip(self.scores, found, strict=True):
+                kept.extend(new)
+            advance(len(samples))
 
-
-def read_files(comparison: Comparison, files: Sequence[Video]) -> list[Sample]:
-    """Read some videos, and put their pixels on the device of the models.
-
-    Raises:
-        SttmError: for a video that cannot be read.
-    """
-    samples = []
-    for sample in read_ahead(files, comparison.preprocess, (1, 1), READERS):
-        if sample.pixels_VTCHW is None:
-            raise SttmError(f"{sample.path}: {sample.error}; delete the file, and the demo makes it again")
-        samples.append(replace(sample, pixels_VTCHW=sample.pixels_VTCHW.to(comparison.device)))
-    return samples
-
-
-def classify_in_turn(comparison: Comparison, batch: int, advance: Callable[[int], None]) -> None:
-    """Classify every video with both models; nothing else runs while a model is timed."""
-
-    for turn, start in enumerate(range(0, len(comparison.files), batch)):
-        started = time.perf_counter()
-        samples = read_files(comparison, comparison.files[start : start + batch])
-        comparison.reading_seconds += time.perf_counter() - started
-        runs = [partial(_scores, network, samples) for network in comparison.networks]
-        if turn == 0:
-            in_turn(runs, turn, comparison.device)  # to warm up
-        seconds, found = in_turn(runs, turn, comparison.device)
-        comparison.batches.append((len(samples), seconds[0], seconds[1]))
-        for kept, new in zip(comparison.scores, found, strict=True):
-            kept.extend(new)
-        advance(len(samples))
+    def result(self, seed: int) -> dict[str, Any]:
+        """Return the figures; speeds are over full batches, as a smaller last one takes more time for each video."""
+        full = max(size for size, *_ in self.batches)
+        timed = [batch for batch in self.batches if batch[0] == full]
+        macs = [api.macs(network) for network in self.networks]
+        plain_N, merged_N = (torch.stack(scores).argmax(-1) == self.truth_N for scores in self.scores)
+        rows = []
+        for number, name in enumerate(self.names):
+            accuracy = Accuracy.of(torch.stack(self.scores[number]), self.truth_N)
+            low, high = accuracy.interval
+            rows.append(
+                {
+                    "model": name,
+                    "compute": macs[number] / macs[0],
+                    "gmacs": macs[number] / 1e9,
+                    **asdict(accuracy),
+                    "top1": accuracy.share,
+                    "top1_interval": {"low": low, "high": high},
+                    "clips_per_s": quantiles([full / batch[1 + number] for batch in timed]),
+                }
+            )
+        return {
+            "rows": rows,
+            "speedup": quantiles([plain / merged for _, plain, merged in timed]),
+            "ideal_speedup": macs[0] / macs[1],
+            "only_right": {"plain": int((plain_N & ~merged_N).sum()), "merged": int((merged_N & ~plain_N).sum())},
+            "batches_timed": len(timed),
+            "reading_ms": 1000 * self.reading_seconds / len(self.truth_N),
+            "clips": len(self.truth_N),
+            "seed": seed,
+            "machine": machine(self.device),
+        }
 
 
 def _scores(network: nn.Module, samples: list[Sample]) -> list[Tensor]:
@@ -140,40 +159,3 @@ def _scores(network: nn.Module, samples: list[Sample]) -> list[Tensor]:
             raise SttmError(f"{result.sample.path}: {result.error}")
         scores.append(result.scores_K)
     return scores
-
-
-def result_of(comparison: Comparison, seed: int) -> dict[str, Any]:
-    """Return the figures; speeds are over full batches, as a smaller last one takes more time for each video."""
-    full = max(size for size, *_ in comparison.batches)
-    timed = [batch for batch in comparison.batches if batch[0] == full]
-    macs = [api.macs(network) for network in comparison.networks]
-    right_MN = [torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores]
-    rows = []
-    for number, name in enumerate(comparison.names):
-        accuracy = Accuracy.of(torch.stack(comparison.scores[number]), comparison.truth_N)
-        low, high = accuracy.interval
-        rows.append(
-            {
-                "model": name,
-                "compute": macs[number] / macs[0],
-                "gmacs": macs[number] / 1e9,
-                **asdict(accuracy),
-                "top1": accuracy.share,
-                "top1_interval": {"low": low, "high": high},
-                "clips_per_s": quantiles([full / batch[1 + number] for batch in timed]),
-            }
-        )
-    return {
-        "rows": rows,
-        "speedup": quantiles([plain / merged for _, plain, merged in timed]),
-        "ideal_speedup": macs[0] / macs[1],
-        "only_right": {
-            "plain": int((right_MN[0] & ~right_MN[1]).sum()),
-            "merged": int((right_MN[1] & ~right_MN[0]).sum()),
-        },
-        "batches_timed": len(timed),
-        "reading_ms": 1000 * comparison.reading_seconds / len(comparison.truth_N),
-        "clips": len(comparison.truth_N),
-        "seed": seed,
-        "machine": machine(comparison.device),
-    }

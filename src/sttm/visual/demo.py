@@ -19,15 +19,7 @@ from sttm import models
 from sttm.backbones import backbone_of
 from sttm.errors import SttmError
 from sttm.patching import api
-from sttm.visual.comparison import (
-    TRAINING_SEED,
-    Comparison,
-    classify_in_turn,
-    load_pair,
-    make_videos,
-    read_files,
-    result_of,
-)
+from sttm.visual.comparison import TRAINING_SEED, Comparison
 from sttm.visual.page import Example, Prediction, report
 from sttm.visual.pictures import merge_picture, restore
 
@@ -73,10 +65,10 @@ def run(
         raise SttmError(f"seed={seed} made the videos that the bundled models learned from; choose another, such as 1")
     if batch < 1:
         raise SttmError(f"batch={batch} is no number of clips; give one or more")
-    comparison = load_pair(plain, merged)
-    made = make_videos(comparison, Path(folder), clips, seed, workers, advance)
-    classify_in_turn(comparison, batch, lambda videos: advance(videos, made + clips))
-    result = result_of(comparison, seed)
+    comparison = Comparison.load(plain, merged)
+    made = comparison.make_videos(Path(folder), clips, seed, workers, advance)
+    comparison.classify_in_turn(batch, lambda videos: advance(videos, made + clips))
+    result = comparison.result(seed)
     path = Path(folder) / "report.html"
     path.write_text(_page(result, comparison, str(Path(folder)), batch), encoding="utf-8")
     return result | {"report": str(path), "seconds": round(time.perf_counter() - started, 1)}
@@ -155,13 +147,11 @@ def _examples(comparison: Comparison) -> Iterator[Example]:
     model, preprocess, truth_N = comparison.networks[1], comparison.preprocess, comparison.truth_N
     grid = backbone_of(model).grid(model, api.plan_of(model).clip_shape)
     for number in _picked([best_N == truth_N for best_N in best_MN], len(comparison.labels)):
-        (sample,) = read_files(comparison, comparison.files[number : number + 1])
+        (sample,) = comparison.read(comparison.files[number : number + 1])
         assert sample.pixels_VTCHW is not None
         with torch.no_grad(), api.trace(model) as maps:
             model(sample.pixels_VTCHW)
-        frames_TCHW = restore(
-            sample.pixels_VTCHW[0], preprocess.mean, preprocess.std, preprocess.rescale_factor, preprocess.offset
-        )
+        frames_TCHW = restore(sample.pixels_VTCHW[0], preprocess)
         predictions = []
         for name, best_N, scores in zip(comparison.names, best_MN, comparison.scores, strict=True):
             best = int(best_N[number])

@@ -3,8 +3,6 @@
 Legend: T frames or token frames, C = 3 colours, H x W a picture or a token grid, N tokens of a clip.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sttm.backbones.base import Grid
+from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
 from sttm.merging.tokens import MergeMap, compose, grid_positions
 
@@ -88,10 +87,10 @@ def slots(maps: list[MergeMap], grid: Grid, clip: int = 0) -> NDArray[np.int64]:
     return slot_RN.reshape(-1, grid.height, grid.width).numpy()
 
 
-def restore(pixels_TCHW: Tensor, mean: Sequence[float], std: Sequence[float], factor: float, offset: float) -> Tensor:
-    """Return the uint8 frames of a model's pixels: undo rescaling by `factor`, `offset` and normalisation."""
-    mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    levels_TCHW = (pixels_TCHW.cpu() * std_C11 + mean_C11 - offset) / factor
+def restore(pixels_TCHW: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return the uint8 frames of a model's pixels: undo rescaling, offset and normalisation."""
+    mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    levels_TCHW = (pixels_TCHW.cpu() * std_C11 + mean_C11 - preprocess.offset) / preprocess.rescale_factor
     return levels_TCHW.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -153,9 +152,8 @@ def _with_paths(picture: Image.Image, path_KT2: NDArray[np.float64], now: int) -
     """Return a frame, dimmed, with each path up to it and a dot at its end."""
     scale = 3  # drawn larger and then reduced: smooth lines
     pale = Image.blend(picture.convert("L").convert("RGB"), picture, 0.5)
-    image = Image.blend(pale, Image.new("RGB", picture.size), 0.4).resize(
-        (picture.width * scale, picture.height * scale)
-    )
+    dimmed = Image.blend(pale, Image.new("RGB", picture.size), 0.4)
+    image = dimmed.resize((picture.width * scale, picture.height * scale))
     draw = ImageDraw.Draw(image)
     for path_T2, colour in zip(path_KT2 * scale, PATH_COLOURS, strict=False):
         past = [tuple(point) for point in path_T2[: now + 1]]

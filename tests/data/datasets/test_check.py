@@ -24,16 +24,10 @@ def settings(root: Path, *splits: str, **data: Any) -> DataSettings:
 
 def test_a_sound_set_is_counted(tmp_path: Path):
     make_csv_set(tmp_path, {"train": 5, "val": 2, "test": 1})
-    seen: list[int] = []
-
-    def progress(checked: Any, total: int) -> Any:
-        for item in checked:
-            seen.append(total)
-            yield item
-        seen.append(-1)  # reached only if all were taken to the end
-
-    report = engine.check(settings(tmp_path, "train", "validation", "test"), sampling=Sampling(10), progress=progress)
-    assert report["ok"] and not report["warnings"] and not report["shared"] and seen == [8] * 8 + [-1]
+    seen: list[tuple[int, int]] = []
+    data, advance = settings(tmp_path, "train", "validation", "test"), lambda *done: seen.append(done)
+    report = engine.check(data, sampling=Sampling(10), advance=advance)
+    assert report["ok"] and not report["warnings"] and not report["shared"] and seen == [(1, 8)] * 8
     train, validation, test = report["splits"]
     assert [row["split"] for row in report["splits"]] == ["train", "validation", "test"]
     assert [row["clips"] for row in report["splits"]] == [5, 2, 1]

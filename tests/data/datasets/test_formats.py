@@ -238,7 +238,7 @@ def test_a_registered_format_finds_its_files(name: str, tmp_path: Path):
 def test_naming_the_format_changes_nothing(name: str, tmp_path: Path):
     data = EXAMPLES[name][0](tmp_path)
     assert data.train is not None
-    named = data.model_copy(update={"train": data.train.model_copy(update={"layout": name})})
+    named = data.model_copy(update={"train": data.train.model_copy(update={"format": name})})
     assert read_split(named, "train") == read_split(data, "train")
 
 
@@ -325,7 +325,7 @@ BROKEN = {
     "empty": (["", "# nothing"], r"is empty or matches no file"),
     "header only": (["path,label"], r"lists no video"),
     "prose": (["once upon a time", "there was a video"], r"begins with 'once upon a time' and is in no known format"),
-    "huge number": (["a.mp4 99999999999"], r"label 99999999999 is no number of a class"),
+    "huge number": (["a.mp4 99999999999"], r"label 99999999999 is no class's number"),
 }
 
 

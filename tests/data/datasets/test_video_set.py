@@ -148,7 +148,7 @@ def test_a_frame_list_of_video_files_is_refused(tmp_path: Path):
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such list": ({"train": {"list": "nowhere.csv"}}, r"data\.train\.list=nowhere\.csv does not exist"),
-    "no such layout": ({"train": {"layout": "kinetic"}}, r"layout=kinetic is none of auto, shards, hmdb51"),
+    "no such format": ({"train": {"format": "kinetic"}}, r"format=kinetic is none of auto, shards, hmdb51"),
     "no such split": ({"train": {"split": "trian"}}, r"no line with split=trian; there are test, train"),
     "no split of that name": (
         {"validation": {}},

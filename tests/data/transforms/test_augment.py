@@ -166,7 +166,7 @@ def test_multi_scale_takes_the_scales_and_places_of_tsn():
     assert {(y, x) for y, x, h, w in boxes if (h, w) == (75, 75)} == {(0, 0), (0, 85), (25, 0), (25, 85), (12, 42)}
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_every_operation_changes_a_picture_but_keeps_its_shape_and_frames_apart(operation):
     levels_TCHW = noise().float() / 255 * 0.8 + 0.1
     for strength in (-1.0, -0.4, 0.4, 1.0):
@@ -179,41 +179,39 @@ def test_every_operation_changes_a_picture_but_keeps_its_shape_and_frames_apart(
 
 @pytest.mark.parametrize(
     "name",
-    ["_equalize", "_auto_contrast", "_posterize", "_solarize", "_sharpness", "_color", "_contrast", "_brightness"],
+    ["equalize", "auto_contrast", "posterize", "solarize", "sharpness", "color", "contrast", "brightness"],
 )
 def test_operations_agree_with_pillows(name):
     """Pillow made these operations what they are in the field; it counts in whole levels, hence the tolerance."""
     from PIL import Image, ImageEnhance, ImageOps
 
-    operation = next(op for op in OPERATIONS if op.__name__ == name)
     levels_THWC = np.random.default_rng(0).integers(30, 200, (1, 40, 60, 3), dtype=np.uint8)
     pillows: dict[str, Any] = {
-        "_equalize": ImageOps.equalize,
-        "_auto_contrast": ImageOps.autocontrast,
-        "_posterize": lambda image: ImageOps.posterize(image, 6),
-        "_solarize": lambda image: ImageOps.solarize(image, 128),
-        "_sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.45),
-        "_color": lambda image: ImageEnhance.Color(image).enhance(1.45),
-        "_contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.45),
-        "_brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.45),
+        "equalize": ImageOps.equalize,
+        "auto_contrast": ImageOps.autocontrast,
+        "posterize": lambda image: ImageOps.posterize(image, 6),
+        "solarize": lambda image: ImageOps.solarize(image, 128),
+        "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.45),
+        "color": lambda image: ImageEnhance.Color(image).enhance(1.45),
+        "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.45),
+        "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.45),
     }
     theirs = pillows[name](Image.fromarray(levels_THWC[0]))
-    ours = operation(torch.from_numpy(levels_THWC).permute(0, 3, 1, 2).float() / 255, 0.5).clamp(0, 1) * 255
+    ours = OPERATIONS[name](torch.from_numpy(levels_THWC).permute(0, 3, 1, 2).float() / 255, 0.5).clamp(0, 1) * 255
     difference = (ours[0].permute(1, 2, 0) - torch.from_numpy(np.array(theirs)).float()).abs()
-    assert difference.max() <= (8 if name == "_equalize" else 1.6)  # kornia's histogram has its own rounding
+    assert difference.max() <= (8 if name == "equalize" else 1.6)  # kornia's histogram has its own rounding
 
 
 def test_operations_move_the_picture_by_the_stated_amount_and_leave_the_middle():
-    by_name = {operation.__name__: operation for operation in OPERATIONS}
     levels = torch.zeros(1, 3, 41, 61)
     levels[..., 20, 30] = 1
     spots = {}
-    for name in ("_translate_x", "_translate_y", "_rotate", "_shear_x", "_shear_y"):
-        moved_HW = by_name[name](levels, 0.5)[0, 0]
+    for name in ("translate_x", "translate_y", "rotate", "shear_x", "shear_y"):
+        moved_HW = OPERATIONS[name](levels, 0.5)[0, 0]
         spots[name] = divmod(int(moved_HW.argmax()), 61)
-    assert spots["_rotate"] == spots["_shear_x"] == spots["_shear_y"] == (20, 30)
-    assert spots["_translate_x"] == (20, 30 + round(0.225 * 61))
-    assert spots["_translate_y"] == (20 + round(0.225 * 41), 30)
+    assert spots["rotate"] == spots["shear_x"] == spots["shear_y"] == (20, 30)
+    assert spots["translate_x"] == (20, 30 + round(0.225 * 61))
+    assert spots["translate_y"] == (20 + round(0.225 * 41), 30)
 
 
 def test_stronger_is_further_and_operations_differ(monkeypatch):
@@ -229,16 +227,16 @@ def test_stronger_is_further_and_operations_differ(monkeypatch):
         for m in (1, 9)
     ]
     assert far[0] < far[1]
-    used: list[int] = []
+    used: list[str] = []
 
-    def recorded(number: int) -> Operation:
+    def recorded(name: str) -> Operation:
         def operation(levels_TCHW: torch.Tensor, strength: float) -> torch.Tensor:
-            used.append(number)
-            return OPERATIONS[number](levels_TCHW, strength)
+            used.append(name)
+            return OPERATIONS[name](levels_TCHW, strength)
 
         return operation
 
-    monkeypatch.setattr("sttm.data.transforms.augment.OPERATIONS", tuple(map(recorded, range(len(OPERATIONS)))))
+    monkeypatch.setattr("sttm.data.transforms.augment.OPERATIONS", {name: recorded(name) for name in OPERATIONS})
     for seed in range(60):
         used.clear()
         augment(**PLAIN, randaugment=4)(frames_TCHW, rng(seed))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sttm.data.video.cache import VideoCache
+from sttm.data.video.container import OpenFile
 from sttm.data.video.read import Sampling, read
 from sttm.errors import SttmError
 
@@ -28,7 +29,7 @@ def test_the_cache_answers_as_every_file_does(shared_data):
                     read(path, sampling, rng=rngs[1], cache=cache)
                 continue
             (cached,) = read(path, sampling, rng=rngs[1], cache=cache)
-            (member,) = read(io.BytesIO(path.read_bytes()), sampling, rng=rngs[2], name=str(path))
+            (member,) = read(OpenFile(io.BytesIO(path.read_bytes()), str(path)), sampling, rng=rngs[2])
             for other in (cached, member):
                 assert other.indices == plain.indices and torch.equal(other.frames_TCHW, plain.frames_TCHW)
                 assert (other.timestamps, other.path) == (plain.timestamps, plain.path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sttm.data.video import decode
-from sttm.data.video.read import Sampling, probe, read
+from sttm.data.video.read import Sampling, read
 from sttm.data.video.timeline import read_timeline
 from tests.data.helpers import assert_same_frames, decode_naively, moving_square, write_video
 
@@ -68,7 +68,7 @@ def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeyp
     monkeypatch.setattr(decode, "frames_in_order", counted)
     (clip,) = read(path, Sampling(num_frames=4))
     assert clip.indices == (0, 99, 199, 299)
-    assert len(painted) == clip.frames_decoded == 4
+    assert len(painted) == len(set(clip.indices)) == 4
     assert len(decoded) <= 4 * 10
 
 
@@ -101,7 +101,6 @@ def test_display_matrix_is_honoured(tmp_path, degrees, mirrored):
     wanted = torch.empty_like(plain)
     wanted[:, :, goes_y, goes_x] = plain
     assert torch.equal(seen, wanted)
-    assert probe(path).rotation in (degrees, -degrees % 360)
 
 
 def test_transparent_pixels_are_laid_over_white(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,9 @@ from sttm.data.datasets.labels import directional
 from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
 from sttm.data.video.frame_folder import list_frames
 from sttm.data.video.read import Sampling, VideoInfo
+from sttm.data.video.video import attempt
 from sttm.errors import SttmError
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 _CHUNK = 1024  # videos handed to the threads at once
 _EDGE_BYTES = 2**16  # at either end of a file, which distinguish it from others
 
@@ -44,7 +44,7 @@ def check(
     sampling: Sampling | None = None,
     decode: bool = False,
     threads: int = 8,
-    progress: Progress = lambda checked, total: checked,
+    advance: Callable[[int, int], None] = lambda videos, total: None,
 ) -> dict[str, Any]:
     """Check every video of every split; return {"ok", "splits", "shared", "warnings"}.
 
@@ -56,7 +56,7 @@ def check(
         sampling: the clips that the model wants, to count the videos that are too short for them.
         decode: also decode such a clip of each video, which finds damage behind the first frame.
         threads: videos checked at the same time; give more than cores for a network disk.
-        progress: is given the checked videos and their number, and yields them again: a progress bar, say.
+        advance: called after each video with 1 and the number of all videos.
 
     Raises:
         SttmError: for settings or lists that cannot be read at all.
@@ -65,11 +65,9 @@ def check(
     if not names:
         raise SttmError("data names no list; give data.train, data.validation or data.test")
     sets: dict[SplitName, VideoSet] = {name: read_split(data, name, tolerant=True) for name in names}
-    todo = [video for videos in sets.values() for video in videos.videos]
-    checked = iter(progress(_check_all(todo, (sampling or Sampling()) if decode else None, threads), len(todo)))
-    found = {name: list(islice(checked, len(videos.videos))) for name, videos in sets.items()}
-    for _ in checked:  # to its end, or a progress bar would stay
-        pass
+    total, clips = sum(len(videos.videos) for videos in sets.values()), (sampling or Sampling()) if decode else None
+    each = partial(_check_all, sampling=clips, threads=threads, advance=lambda: advance(1, total))
+    found = {name: list(each(videos.videos)) for name, videos in sets.items()}
     splits = [_record(name, sets[name], found[name], sampling) for name in names]
     shared = _shared(found)
     warnings = [line for name in names for line in _warnings(data, name, sets[name], found[name])]
@@ -81,24 +79,27 @@ def check(
     return {"ok": ok, "splits": splits, "shared": shared, "warnings": warnings}
 
 
-def _check_all(videos: Sequence[Video], sampling: Sampling | None, threads: int) -> Iterator[CheckedVideo]:
+def _check_all(
+    videos: Sequence[Video], sampling: Sampling | None, threads: int, advance: Callable[[], None]
+) -> Iterator[CheckedVideo]:
     """Check videos on threads (PyAV releases the GIL), in order."""
     to_do = iter(videos)
     with ThreadPoolExecutor(threads, thread_name_prefix="sttm-check") as pool:
         while some := list(islice(to_do, _CHUNK)):
-            yield from pool.map(partial(_check_one, sampling=sampling), some)
+            for checked in pool.map(partial(_check_one, sampling=sampling), some):
+                yield checked
+                advance()
 
 
 def _check_one(video: Video, sampling: Sampling | None) -> CheckedVideo:
-    try:
+    def look() -> CheckedVideo:
         info = video.probe()
         clips = [] if sampling is None else video.read(sampling)
         remarks = tuple(dict.fromkeys(warning for clip in clips for warning in clip.warnings))
         return CheckedVideo(video, info, fingerprint=_fingerprint(video), remarks=remarks)
-    except SttmError as error:
-        return CheckedVideo(video, error=str(error))
-    except Exception as error:  # a bug of ours or of a codec costs this video only
-        return CheckedVideo(video, error=f"reading it failed unexpectedly: {type(error).__name__}: {error}")
+
+    checked, error = attempt(look)
+    return checked or CheckedVideo(video, error=error)
 
 
 def _fingerprint(video: Video) -> bytes:

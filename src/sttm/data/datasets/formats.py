@@ -99,7 +99,7 @@ def _read_ucf101(file: AnnotationFile) -> AnnotationList:
     annotations = []
     for where, line in file.lines:
         if not (match := _UCF_LINE.fullmatch(line)):
-            raise SttmError(f"{where} is not Class/v_Class_g01_c01.avi: {line[:80]!r}; check data.*.layout")
+            raise SttmError(f"{where} is not Class/v_Class_g01_c01.avi: {line[:80]!r}; check data.*.format")
         path = line if match[3] is None else line[: match.start(3)].rstrip()
         # The number after it counts from 1 in the official lists and from 0 in others: the folder does not.
         annotations.append(Annotation((path,), match[1], where))
@@ -124,7 +124,7 @@ def _read_hmdb51(file: AnnotationFile) -> AnnotationList:
         for where, line in numbered_lines(path, read_text(path)):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2") or not name:
-                raise SttmError(f"{where} is not a name with 0, 1 or 2 after it: {line[:80]!r}; check data.*.layout")
+                raise SttmError(f"{where} is not a name with 0, 1 or 2 after it: {line[:80]!r}; check data.*.format")
             columns = {"split": ("unused", "train", "test")[int(use)]}
             annotations.append(Annotation((f"{name_of_class}/{name.strip()}",), name_of_class, where, columns=columns))
     if len(numbers) > 1:
@@ -137,7 +137,7 @@ def _numbers(file: AnnotationFile) -> Iterator[tuple[str, str, list[int]]]:
     """Yield where each line is, its path, and the numbers after it."""
     for where, line in file.lines:
         if not (match := _NUMBERED.fullmatch(line)):
-            raise SttmError(f"{where} is no path with numbers after it: {line[:80]!r}; check data.*.layout")
+            raise SttmError(f"{where} is no path with numbers after it: {line[:80]!r}; check data.*.format")
         yield where, match[1].strip('"'), [int(number) for number in match[2].replace(",", " ").split()]
 
 
@@ -285,7 +285,7 @@ def read_annotations(path: Path, name: str, setting: str) -> tuple[AnnotationLis
         SttmError: if there is no such list or format, or the content matches none or is broken.
     """
     if name not in ("auto", *FORMATS):
-        raise SttmError(f"{setting}.layout={name} is none of auto, {', '.join(FORMATS)}; choose one of them")
+        raise SttmError(f"{setting}.format={name} is none of auto, {', '.join(FORMATS)}; choose one of them")
     file = AnnotationFile(path)
     if not path.exists() and not any(sign in path.name for sign in "*?[{"):
         raise SttmError(f"{setting}.list={path} does not exist; check the path")

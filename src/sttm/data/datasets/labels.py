@@ -112,11 +112,7 @@ def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, with any line ends and with or without a byte order mark.
-
-    Raises:
-        SttmError: if it cannot be read, or is not UTF-8.
-    """
+    """Read UTF-8 text, with or without a byte order mark; raise SttmError if that is not possible."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

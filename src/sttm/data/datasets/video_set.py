@@ -100,7 +100,7 @@ def _split(data: DataSettings, name: SplitName) -> SplitSettings:
 def _select(split: SplitSettings, name: SplitName) -> _Selected:
     """Read a list, and keep the annotations of this split whose columns have what `where` asks for."""
     setting = f"data.{name}"
-    listed, format_ = read_annotations(split.list, split.layout, setting)
+    listed, format_ = read_annotations(split.list, split.format, setting)
     annotations = listed.annotations
     wanted = _wanted_columns(split, name, annotations)
     for column, values in wanted.items():
@@ -155,9 +155,7 @@ def _names(selected: _Selected) -> tuple[str, ...]:
         return tuple(sorted(labels))
     most = max(map(int, labels), default=-1)
     if most > _MAX_CLASSES:
-        raise SttmError(
-            f"label {most} is no number of a class; check the format of the list, read as {selected.format}"
-        )
+        raise SttmError(f"label {most} is no class's number; check the format of the list, read as {selected.format}")
     return tuple(map(str, range(most + 1)))
 
 

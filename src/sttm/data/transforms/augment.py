@@ -38,9 +38,7 @@ class Augment:
         self.settings, self.preprocess, self.may_flip = settings, preprocess, may_flip
         size = preprocess.crop or preprocess.resize
         if not isinstance(size, tuple):
-            raise SttmError(
-                "this model takes whole frames of any shape, which make no batch; give its preprocessor a crop_size"
-            )
+            raise SttmError("frames of any shape make no batch; give the preprocessor of this model a crop_size")
         if settings.randaugment > len(OPERATIONS):
             allowed = f"there are {len(OPERATIONS)} operations; give at most that number"
             raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}")
@@ -132,9 +130,10 @@ def erase(pixels_TCHW: Tensor, rng: np.random.Generator) -> None:
 def rand_augment(frames_TCHW: Tensor, number: int, magnitude: int, rng: np.random.Generator) -> Tensor:
     """Apply `number` different operations at `magnitude` of 10; uint8 levels become float levels, both up to 255."""
     levels_TCHW = frames_TCHW.float().div_(255)
-    for choice in rng.permutation(len(OPERATIONS))[:number]:
+    operations = list(OPERATIONS.values())
+    for choice in rng.permutation(len(operations))[:number]:
         sign = 1 if rng.random() < 0.5 else -1
-        levels_TCHW = OPERATIONS[choice](levels_TCHW, sign * magnitude / STRONGEST).clamp_(0, 1)
+        levels_TCHW = operations[choice](levels_TCHW, sign * magnitude / STRONGEST).clamp_(0, 1)
     return levels_TCHW.mul_(255)
 
 
@@ -149,6 +148,22 @@ def _grey(levels_TCHW: Tensor) -> Tensor:
     return rgb_to_grayscale(levels_TCHW)
 
 
+def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
+    """Map every point about the frame's centre; what comes in from outside is grey."""
+    from kornia.geometry.transform import warp_affine
+
+    frames, colours, height, width = levels_TCHW.shape
+    (a, b, x), (c, d, y) = matrix
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    shift_x = x * width + middle_x - a * middle_x - b * middle_y
+    shift_y = y * height + middle_y - c * middle_x - d * middle_y
+    # One grid for all frames: they become channels of one picture. Grey is moved to 0, the fill value.
+    picture = levels_TCHW.reshape(1, frames * colours, height, width) - 0.5
+    about = torch.tensor([[[a, b, shift_x], [c, d, shift_y]]])
+    moved = warp_affine(picture, about, (height, width), padding_mode="zeros")
+    return moved.add_(0.5).reshape(frames, colours, height, width)
+
+
 def _auto_contrast(levels_TCHW: Tensor, _: float) -> Tensor:
     low, high = levels_TCHW.amin((-2, -1), keepdim=True), levels_TCHW.amax((-2, -1), keepdim=True)
     return torch.where(high > low, (levels_TCHW - low) / (high - low).clamp_min(1e-6), levels_TCHW)
@@ -160,35 +175,15 @@ def _equalize(levels_TCHW: Tensor, _: float) -> Tensor:
     return equalize(levels_TCHW)
 
 
-def _invert(levels_TCHW: Tensor, _: float) -> Tensor:
-    return 1 - levels_TCHW
-
-
 def _posterize(levels_TCHW: Tensor, strength: float) -> Tensor:
     lost_bits = round(4 * abs(strength))
     return levels_TCHW.mul(255).round().to(torch.uint8).bitwise_and(256 - 2**lost_bits).float().div_(255)
-
-
-def _solarize(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return torch.where(levels_TCHW < 1 - abs(strength), levels_TCHW, 1 - levels_TCHW)
-
-
-def _solarize_add(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return torch.where(levels_TCHW < 0.5, levels_TCHW + 0.43 * abs(strength), levels_TCHW)
-
-
-def _color(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return _blend(levels_TCHW, _grey(levels_TCHW), strength)
 
 
 def _contrast(levels_TCHW: Tensor, strength: float) -> Tensor:
     # A whole level, so that the order in which threads add up does not matter.
     mean_T111 = _grey(levels_TCHW).mean((-3, -2, -1), keepdim=True).mul(255).round().div(255)
     return _blend(levels_TCHW, mean_T111, strength)
-
-
-def _brightness(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return levels_TCHW * (1 + 0.9 * strength)
 
 
 def _sharpness(levels_TCHW: Tensor, strength: float) -> Tensor:
@@ -200,46 +195,26 @@ def _sharpness(levels_TCHW: Tensor, strength: float) -> Tensor:
     return _blend(levels_TCHW, smooth_TCHW, strength)
 
 
-def _affine(levels_TCHW: Tensor, matrix: list[list[float]]) -> Tensor:
-    """Map every point about the frame's centre; what comes in from outside is grey."""
-    from kornia.geometry.transform import warp_affine
-
-    frames, colours, height, width = levels_TCHW.shape
-    (a, b, x), (c, d, y) = matrix
-    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    about = [
-        [a, b, x * width + middle_x - a * middle_x - b * middle_y],
-        [c, d, y * height + middle_y - c * middle_x - d * middle_y],
-    ]
-    # One grid for all frames: they become channels of one picture. Grey is moved to 0, the fill value.
-    picture = levels_TCHW.reshape(1, frames * colours, height, width) - 0.5
-    moved = warp_affine(picture, torch.tensor([about]), (height, width), padding_mode="zeros")
-    return moved.add_(0.5).reshape(frames, colours, height, width)
-
-
 def _rotate(levels_TCHW: Tensor, strength: float) -> Tensor:
     angle = math.radians(30 * strength)
     return _affine(levels_TCHW, [[math.cos(angle), math.sin(angle), 0], [-math.sin(angle), math.cos(angle), 0]])
 
 
-def _shear_x(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return _affine(levels_TCHW, [[1, 0.3 * strength, 0], [0, 1, 0]])
-
-
-def _shear_y(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return _affine(levels_TCHW, [[1, 0, 0], [0.3 * strength, 1, 0]])
-
-
-def _translate_x(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return _affine(levels_TCHW, [[1, 0, 0.45 * strength], [0, 1, 0]])
-
-
-def _translate_y(levels_TCHW: Tensor, strength: float) -> Tensor:
-    return _affine(levels_TCHW, [[1, 0, 0], [0, 1, 0.45 * strength]])
-
-
 Operation = Callable[[Tensor, float], Tensor]
-OPERATIONS: tuple[Operation, ...] = (
-    _auto_contrast, _equalize, _invert, _posterize, _solarize, _solarize_add, _color, _contrast, _brightness,
-    _sharpness, _rotate, _shear_x, _shear_y, _translate_x, _translate_y,
-)  # fmt: skip
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": lambda levels, _: 1 - levels,
+    "posterize": _posterize,
+    "solarize": lambda levels, strength: torch.where(levels < 1 - abs(strength), levels, 1 - levels),
+    "solarize_add": lambda levels, strength: torch.where(levels < 0.5, levels + 0.43 * abs(strength), levels),
+    "color": lambda levels, strength: _blend(levels, _grey(levels), strength),
+    "contrast": _contrast,
+    "brightness": lambda levels, strength: levels * (1 + 0.9 * strength),
+    "sharpness": _sharpness,
+    "rotate": _rotate,
+    "shear_x": lambda levels, strength: _affine(levels, [[1, 0.3 * strength, 0], [0, 1, 0]]),
+    "shear_y": lambda levels, strength: _affine(levels, [[1, 0, 0], [0.3 * strength, 1, 0]]),
+    "translate_x": lambda levels, strength: _affine(levels, [[1, 0, 0.45 * strength], [0, 1, 0]]),
+    "translate_y": lambda levels, strength: _affine(levels, [[1, 0, 0], [0, 1, 0.45 * strength]]),
+}

@@ -168,8 +168,8 @@ class Preprocess:
         if self.resize is None:
             return frames_TCHW
         size = self.resize
-        if isinstance(size, int):
-            size = _fit_shorter_side(height, width, size)
+        if isinstance(size, int):  # of the shorter side
+            size = size * height // min(height, width), size * width // min(height, width)
         if size == (height, width):
             return frames_TCHW
         if self.resize_with == "torch":
@@ -232,12 +232,6 @@ def _from_settings(settings: ProcessorSettings, file: Path, num_frames: int, fam
         resample=FILTERS[settings.resample or 2],
         resize_with=resize_with,
     )
-
-
-def _fit_shorter_side(height: int, width: int, shorter: int) -> tuple[int, int]:
-    if width <= height:
-        return int(shorter * height / width), shorter
-    return shorter, int(shorter * width / height)
 
 
 def _per_colour(value: float | tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:

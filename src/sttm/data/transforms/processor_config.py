@@ -97,9 +97,7 @@ class ProcessorSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {key: value for key, value in values.items() if value is not None}
-        return values
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
 class InputConfig(BaseModel):
@@ -118,11 +116,7 @@ def model_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def processor_class(settings: ProcessorSettings, file: Path, family: Family) -> tuple[str, str]:
-    """Return the stem of the processor's class, and the library that it resizes with.
-
-    Raises:
-        SttmError: for an unknown class.
-    """
+    """Return the stem of the processor's class and the library that it resizes with; raise SttmError for others."""
     name = settings.video_processor_type or settings.image_processor_type or settings.feature_extractor_type
     if name is None:
         is_video = family.processor == "VJEPA2" or file.name == "video_preprocessor_config.json"
@@ -150,11 +144,7 @@ def find_settings(folder: Path) -> tuple[ProcessorSettings, Path] | None:
 
 
 def validate(model: type[Model], values: object, file: Path) -> Model:
-    """Validate a file's values.
-
-    Raises:
-        SttmError: for the first wrong value, with file, key and value.
-    """
+    """Validate a file's values; raise SttmError for the first wrong value, with file, key and value."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -165,11 +155,7 @@ def validate(model: type[Model], values: object, file: Path) -> Model:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object.
-
-    Raises:
-        SttmError: for a missing or unreadable file, or anything but one object.
-    """
+    """Read a file that holds one JSON object; raise SttmError for a missing or unreadable file, or anything else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -184,11 +170,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
-    """Return height and width; one number means a square.
-
-    Raises:
-        SttmError: if only one of the two is given.
-    """
+    """Return height and width, a square for one number; raise SttmError if only one of the two is given."""
     if isinstance(size, Sides):
         if size.height is None or size.width is None:
             raise SttmError(f"{file} has a {key} without height and width; give both, or one number")

@@ -31,11 +31,7 @@ class VideoCache:
         self._videos: dict[str, CachedVideo | None] = {}  # None: it did not fit
 
     def get(self, file: FileLike) -> CachedVideo | None:
-        """Return the whole video, decoded at the first call; None if it does not fit.
-
-        Raises:
-            SttmError: if the file cannot be read.
-        """
+        """Return the whole video, decoded at the first call, or None if it does not fit; see `decode`."""
         key = str(file)
         if key in self._videos:
             return self._videos[key]

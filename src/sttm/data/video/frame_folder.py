@@ -62,26 +62,12 @@ def read_frames(
 
 
 def probe_frames(folder: str, *, skip: int = 0, count: int | None = None) -> VideoInfo:
-    """List a folder of pictures and read the header of the first, as `probe` does for a file.
-
-    Raises:
-        SttmError: if the folder cannot be read, or its first picture is missing or broken.
-    """
+    """List a folder of pictures and read the header of the first; raise SttmError if that is missing or broken."""
     files = list_frames(folder)[skip:][:count]
     if len(files) < (count or 1):
         raise SttmError(f"{folder} holds only {len(files)} of the {count or 1} pictures listed; extract it again")
     with _open(files[0]) as image:
-        return VideoInfo(
-            path=folder,
-            width=image.width,
-            height=image.height,
-            fps=None,
-            num_frames=len(files),
-            duration_seconds=None,
-            rotation=0,
-            codec=(image.format or "picture").lower(),
-            pixel_format=image.mode,
-        )
+        return VideoInfo(folder, image.width, image.height, num_frames=len(files))
 
 
 def list_frames(folder: str) -> list[Path]:

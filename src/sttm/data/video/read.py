@@ -6,15 +6,13 @@ Legend: T frames of a clip, C = 3 colours (red, green, blue), H height, W width,
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sttm.data.video.cache import VideoCache
-from sttm.data.video.container import FileLike, OpenFile, duration_seconds, no_frames, open_stream
+from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
 from sttm.data.video.decode import DecodedFrames, decode, frames_in_order, orientation
 from sttm.data.video.sampling import Sampling, sample_indices
 from sttm.data.video.timeline import Timeline, read_timeline
@@ -30,14 +28,10 @@ class VideoInfo:
     width: int
     """Pixels as shown, that is after rotation."""
     height: int
-    fps: float | None
     num_frames: int | None
     """Announced or, where the header has no count, duration times fps; None where nothing is known."""
-    duration_seconds: float | None
-    rotation: int
-    """Degrees counter-clockwise that the file asks to be turned: 0, 90, 180 or 270; frames come turned."""
-    codec: str
-    pixel_format: str
+    fps: float | None = None
+    duration_seconds: float | None = None
 
 
 @dataclass(repr=False)
@@ -59,27 +53,13 @@ class Clip:
         assert len(shape) == 4 and shape[1] == 3 and min(shape) > 0, shape
         assert shape[0] == len(self.indices) == len(self.timestamps), (shape, self.indices, self.timestamps)
 
-    @property
-    def frames_decoded(self) -> int:
-        """Different frames of the file in this clip: less than T where the last one is repeated."""
-        return len(set(self.indices))
-
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.frames_TCHW.shape))
         return f"Clip({self.path!r}, frames_TCHW={shape}, indices={self.indices}, warnings={self.warnings})"
 
 
-def probe(path: str | Path | BinaryIO, *, name: str | None = None) -> VideoInfo:
-    """Read a video's header and its first frame.
-
-    Args:
-        path: a path, or a binary file that is already open.
-        name: what messages call an open file.
-
-    Raises:
-        SttmError: if the file is missing, unreadable, no video, or yields no frame at all.
-    """
-    file = _file_like(path, name)
+def probe(file: FileLike) -> VideoInfo:
+    """Read a video's header and its first frame; raise SttmError if the file is no readable video with a frame."""
     with open_stream(file) as (container, stream):
         frame = next(frames_in_order(container, stream), None)
         if frame is None:
@@ -95,19 +75,11 @@ def probe(path: str | Path | BinaryIO, *, name: str | None = None) -> VideoInfo:
             fps=float(rate) if rate else None,
             num_frames=stream.frames or (round(seconds * rate) if seconds and rate else None),
             duration_seconds=seconds,
-            rotation=90 * quarter_turns,
-            codec=stream.codec_context.name,
-            pixel_format=frame.format.name,
         )
 
 
 def read(
-    path: str | Path | BinaryIO,
-    sampling: Sampling,
-    *,
-    name: str | None = None,
-    rng: np.random.Generator | None = None,
-    cache: VideoCache | None = None,
+    file: FileLike, sampling: Sampling, *, rng: np.random.Generator | None = None, cache: VideoCache | None = None
 ) -> list[Clip]:
     """Decode the frames that `sampling` asks for: one Clip a temporal view.
 
@@ -116,15 +88,12 @@ def read(
     transformers' processors do; frames that differ in size from the stream are scaled to it.
 
     Args:
-        path: a path, or a binary file that is already open, such as a member of an archive.
-        name: what messages call an open file.
         rng: choose frames at random, as in training.
         cache: holds decoded videos, so that a file is decoded only once.
 
     Raises:
         SttmError: if the file cannot be opened or yields no frame.
     """
-    file = _file_like(path, name)
     cached = cache.get(file) if cache is not None else None
     timeline = cached.timeline if cached is not None else read_timeline(file)
     while True:
@@ -136,13 +105,6 @@ def read(
         # The file ended early: sample again over the frames it yields. They are fewer each time, so this ends.
         timeline = replace(timeline, times=decoded.times, keys=())
     return [_make_clip(str(file), indices_T, decoded, timeline, sampling) for indices_T in indices_VT]
-
-
-def _file_like(path: str | Path | BinaryIO, name: str | None) -> FileLike:
-    """Return a path as it is, an open file with its name."""
-    if hasattr(path, "read") and hasattr(path, "seek"):
-        return OpenFile(cast(BinaryIO, path), name or str(getattr(path, "name", "the open file")))
-    return path
 
 
 def _make_clip(path: str, indices_T: list[int], decoded: DecodedFrames, timeline: Timeline, sampling: Sampling) -> Clip:

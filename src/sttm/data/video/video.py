@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from sttm.data.video.cache import VideoCache
+from sttm.data.video.container import FileLike, OpenFile
 from sttm.data.video.frame_folder import probe_frames, read_frames
 from sttm.data.video.read import Clip, Sampling, VideoInfo, probe, read
 from sttm.errors import SttmError
 
+Result = TypeVar("Result")
 VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
@@ -27,11 +31,7 @@ class ShardMember:
     size: int
 
     def open(self) -> io.BytesIO:
-        """Read the bytes into a file object.
-
-        Raises:
-            SttmError: if the shard is gone or has become shorter.
-        """
+        """Read the bytes into a file object; raise SttmError if the shard is gone or has become shorter."""
         try:
             with Path(self.file).open("rb") as file:
                 file.seek(self.offset)
@@ -60,27 +60,29 @@ class Video:
     def read(
         self, sampling: Sampling, rng: np.random.Generator | None = None, *, cache: VideoCache | None = None
     ) -> list[Clip]:
-        """Decode one Clip a temporal view; see `sttm.data.video.read.read`.
-
-        Raises:
-            SttmError: if the video is gone or cannot be read.
-        """
+        """Decode one Clip a temporal view; raise SttmError if the video is gone or cannot be read."""
         if self.frames is not None:
             skip, count = self.frames
             return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
-        return read(self._file(), sampling, name=self.path, rng=rng, cache=cache)
+        return read(self._file(), sampling, rng=rng, cache=cache)
 
     def probe(self) -> VideoInfo:
-        """Read the header and the first frame.
-
-        Raises:
-            SttmError: if the video is gone or cannot be read.
-        """
+        """Read the header and the first frame; raise SttmError if the video is gone or cannot be read."""
         if self.frames is not None:
             return probe_frames(self.path, skip=self.frames[0], count=self.frames[1])
-        return probe(self._file(), name=self.path)
+        return probe(self._file())
 
-    def _file(self) -> str | io.BytesIO:
+    def _file(self) -> FileLike:
         if self.error is not None:
             raise SttmError(self.error)
-        return self.path if self.member is None else self.member.open()
+        return self.path if self.member is None else OpenFile(self.member.open(), self.path)
+
+
+def attempt(look: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """Return what looking at a video gives, or the reason why it gives nothing: a bad video costs only itself."""
+    try:
+        return look(), None
+    except SttmError as error:
+        return None, str(error)
+    except Exception as error:  # a bug of ours or of a codec is reported like a bad file
+        return None, f"reading it failed unexpectedly: {type(error).__name__}: {error}"
