@@ -33,7 +33,7 @@ from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.selectors import ZOrder
 from sttm.merging.tokens import MergeMap, Tokens, grid_positions
-from sttm.patching.api import _Installation, install
+from sttm.patching.api import Installation, install
 from sttm.patching.edits import Edits
 from sttm.patching.plan import MergerPlan, Plan, count_macs
 from sttm.patching.schedule import make_plan
@@ -77,7 +77,7 @@ class Gated(nn.Module):
         kept = tuple(MergerPlan(block, T, S, T, S) for block in range(depth))
         every = replace(make_plan(self.backbone, model, 1.0), mergers=kept)
         self.gates: list[Gate] = [Gate() for _ in range(depth)]  # modules of the model's blocks
-        _Installation(self.backbone, model, every, Edits(), Key()).run(list(self.gates))
+        Installation(self.backbone, model, every, Edits(), Key()).run(list(self.gates))
         self.register_buffer("rank_N", nested_ranks(grid_positions(T, self.grid.height, self.grid.width).flatten(0, 1)))
         self.logit_L = nn.Parameter(torch.zeros(depth))
         self._start_even()

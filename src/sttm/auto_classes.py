@@ -35,9 +35,7 @@ class _AfterImport(MetaPathFinder, Loader):
         self.name, self.done = name, done
         self.loader: Any = None
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)
@@ -47,8 +45,7 @@ class _AfterImport(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self.loader.create_module(spec)
-        return module
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
@@ -65,15 +62,13 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto import modeling_auto
 
-    from sttm.pretrained import MergedConfig, MergedForImageClassification, MergedForVideoClassification, MergedModel
+    from sttm import pretrained
 
     _register_config()
-    loaders: list[tuple[Any, Any]] = [
-        (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, MergedForVideoClassification),
-        (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MergedForImageClassification),
-        (auto.MODEL_MAPPING, MergedModel),
-    ]
-    for mapping, loader in loaders:
-        mapping.register(MergedConfig, loader, exist_ok=True)
+    auto: Any = modeling_auto  # its mappings are typed for classes of transformers
+    config = pretrained.MergedConfig
+    auto.MODEL_MAPPING.register(config, pretrained.MergedModel, exist_ok=True)
+    auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING.register(config, pretrained.MergedForVideoClassification, exist_ok=True)
+    auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.register(config, pretrained.MergedForImageClassification, exist_ok=True)

@@ -177,16 +177,12 @@ def _auto_class(folder: Path) -> Any:
     """Return transformers' auto class for the classifier in a folder: that of pictures if its type has no other."""
     from transformers.models.auto import modeling_auto as auto
 
-    from sttm.patching.saving import read_config
+    from sttm.data.transforms.processor_config import model_config, read_json
 
-    kind = read_config(folder).get("model_type")
-    of_videos, of_pictures = (
-        auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    )
-    if kind in of_pictures and kind not in of_videos:
-        return auto.AutoModelForImageClassification
-    return auto.AutoModelForVideoClassification
+    kind = model_config(read_json(folder / "config.json")).get("model_type")
+    of_videos = kind in auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+    of_pictures = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not of_videos
+    return auto.AutoModelForImageClassification if of_pictures else auto.AutoModelForVideoClassification
 
 
 def _download(name: str) -> Path:

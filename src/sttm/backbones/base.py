@@ -120,9 +120,9 @@ class Backbone(ABC):
     def blocks(self, model: Any) -> Any:
         """Return the transformer blocks, in order: an nn.ModuleList."""
 
-    @abstractmethod
     def clip_shape(self, model: Any) -> ClipShape:
         """Return the pixels of one clip that the model is configured for."""
+        return model.config.num_frames, model.config.num_channels, *pair(model.config.image_size)
 
     @abstractmethod
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
@@ -136,9 +136,10 @@ class Backbone(ABC):
     def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
         """Return the multiply-adds of one clip outside the blocks, the head seeing frames x tokens at the end."""
 
-    @abstractmethod
     def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        """Return the multiply-adds of one block, of one sequence, at frames x tokens."""
+        """Return the multiply-adds of one block, of one sequence, at frames x tokens; by default of joint attention."""
+        config = model.config
+        return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
     @abstractmethod
     def layer(self, block: Any) -> Layer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip, transformer_macs
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip
 
 
 class TimeSformer(Backbone):
@@ -20,10 +20,6 @@ class TimeSformer(Backbone):
 
     def blocks(self, model: Any) -> Any:
         return self.base(model).encoder.layer
-
-    def clip_shape(self, model: Any) -> ClipShape:
-        config = model.config
-        return config.num_frames, config.num_channels, config.image_size, config.image_size
 
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         check_clip(self.family, self.clip_shape(model), clip_shape, tubelet=1)
@@ -41,9 +37,9 @@ class TimeSformer(Backbone):
         return stem + grid.sequences * head
 
     def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        width, inner = model.config.hidden_size, model.config.intermediate_size
         if model.config.attention_type != "divided_space_time":
-            return transformer_macs(grid.prefix + frames * tokens, width, inner)
+            return super().block_macs(model, grid, frames, tokens)
+        width, inner = model.config.hidden_size, model.config.intermediate_size
         in_time = 4 * frames * tokens * width**2 + 2 * tokens * frames**2 * width
         joined = frames * tokens * width**2
         in_space = 4 * frames * (tokens + 1) * width**2 + 2 * frames * (tokens + 1) ** 2 * width

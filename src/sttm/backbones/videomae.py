@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, Pooling, check_clip, pair, transformer_macs
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, Pooling, check_clip, pair
 
 
 class VideoMAE(Backbone):
@@ -14,10 +14,6 @@ class VideoMAE(Backbone):
 
     def blocks(self, model: Any) -> Any:
         return self.base(model).encoder.layer
-
-    def clip_shape(self, model: Any) -> ClipShape:
-        config = model.config
-        return config.num_frames, config.num_channels, *pair(config.image_size)
 
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         config = model.config
@@ -31,9 +27,6 @@ class VideoMAE(Backbone):
         voxels = config.num_channels * config.tubelet_size * patch_height * patch_width
         head = config.num_labels if hasattr(model, "classifier") else 0
         return grid.frames * grid.tokens * voxels * config.hidden_size + config.hidden_size * head
-
-    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        return transformer_macs(frames * tokens, model.config.hidden_size, model.config.intermediate_size)
 
     def layer(self, block: Any) -> Layer:
         return Layer(block, (Attention(block.attention.attention),))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip, pair, transformer_macs
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip, pair
 
 
 class ViT(Backbone):
@@ -35,10 +35,6 @@ class ViT(Backbone):
         pooler = config.hidden_size * config.pooler_output_size if self.base(model).pooler is not None else 0
         head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
         return stem + pooler + head
-
-    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        config = model.config
-        return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
     def layer(self, block: Any) -> Layer:
         return Layer(block, (Attention(block.attention),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip, pair, transformer_macs
+from sttm.backbones.base import Attention, Backbone, ClipShape, Grid, Layer, check_clip
 
 
 class ViViT(Backbone):
@@ -14,10 +14,6 @@ class ViViT(Backbone):
 
     def blocks(self, model: Any) -> Any:
         return self.base(model).layers
-
-    def clip_shape(self, model: Any) -> ClipShape:
-        config = model.config
-        return config.num_frames, config.num_channels, *pair(config.image_size)
 
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
         check_clip(self.family, self.clip_shape(model), clip_shape, model.config.tubelet_size[0])
@@ -32,10 +28,6 @@ class ViViT(Backbone):
         pooler = config.hidden_size * config.pooler_output_size if self.base(model).pooler is not None else 0
         head = config.hidden_size * config.num_labels if hasattr(model, "classifier") else 0
         return grid.frames * grid.tokens * voxels * config.hidden_size + pooler + head
-
-    def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
-        config = model.config
-        return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
     def layer(self, block: Any) -> Layer:
         return Layer(block, (Attention(block.attention),))

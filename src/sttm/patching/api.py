@@ -88,7 +88,7 @@ def install(model: nn.Module, plan: Plan) -> None:
     edits, key = Edits(), Key()
     try:
         if mergers:
-            _Installation(backbone, model, plan, edits, key).run(mergers)
+            Installation(backbone, model, plan, edits, key).run(mergers)
         edits.set_attribute(model, "save_pretrained", SavePretrained(model, plan))
         edits.set_attribute(model, RECORD, Merged(plan, edits, key))
     except BaseException:
@@ -97,11 +97,7 @@ def install(model: nn.Module, plan: Plan) -> None:
 
 
 def remove(model: nn.Module) -> None:
-    """Take the mergers out: exactly the model it was, with the backbone's weights as they are now.
-
-    Raises:
-        SttmError: if nothing was put in.
-    """
+    """Take the mergers out: exactly the model it was, with its weights as they are now; raise SttmError for a plain one."""
     _record(model, "sttm.remove").edits.undo()
 
 
@@ -126,11 +122,7 @@ def trace(model: nn.Module) -> Iterator[list[MergeMap]]:
 
 
 def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
-    """Return the multiply-adds of one clip through a model, plain or merged, the mergers included.
-
-    Raises:
-        SttmError: for a model that no family knows, or a clip that it does not take.
-    """
+    """Return the multiply-adds of one clip, the mergers included; raise SttmError for a clip that it does not take."""
     if not is_merged(model):
         model = unwrap(model)
         return plain_macs(backbone_of(model), model, clip_shape)
@@ -152,11 +144,7 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def unwrap(model: Any) -> nn.Module:
-    """Return the model inside DDP, DataParallel, torch.compile and PEFT.
-
-    Raises:
-        SttmError: for what is no model at all.
-    """
+    """Return the model inside DDP, DataParallel, torch.compile and PEFT; raise SttmError for what is no model at all."""
     inner: Any = model
     while isinstance(inner, nn.Module):
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -183,8 +171,7 @@ def _check_wrappers(model: Any, learned: bool) -> None:
 def _record(model: nn.Module, what: str) -> Merged:
     if not is_merged(model):
         raise SttmError(f"{what} needs a merged model and this one is plain; call sttm.apply(model) first")
-    record: Merged = getattr(unwrap(model), RECORD)
-    return record
+    return getattr(unwrap(model), RECORD)
 
 
 def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
@@ -197,7 +184,7 @@ def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
     return built
 
 
-class _Installation:
+class Installation:
     """All edits of one model that carry out a plan."""
 
     def __init__(self, backbone: Backbone, model: Any, plan: Plan, edits: Edits, key: Key) -> None:
@@ -229,7 +216,7 @@ class _Installation:
             self._give_slots(layer, hooks.HandOn(self.key, layer.keyword, layer.position))
         if pooling is not None and (sized or first):
             self.edits.after(self.backbone.base(self.model), hooks.KeepHidden(self.key))
-            self.edits.before(pooling.module, hooks.ReadFirst(self.key) if first else hooks.ReadMean(self.key))
+            self.edits.before(pooling.module, hooks.ReadTokens(self.key, pooling.reads))
 
     def _open_and_close(self) -> None:
         base = self.backbone.base(self.model)

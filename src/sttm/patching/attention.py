@@ -50,29 +50,22 @@ class SizedConfig(ConfigView):
 
 
 def sized_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **options: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Attend by the function that the user chose, each key counting by its size: [B A Q D] -> [B Q A D]."""
     slots, local.slots = local.slots, None
     config: Any = module.config
     chosen: str = config._attn_implementation
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if options.get("scaling") is None:
+        options["scaling"] = query.shape[-1] ** -0.5
     bias = None if slots is None or slots.log_size_BN is None else slots.log_size_BN[:, None, None]
     # A mask that a model makes for its plain tokens hides none of them; one of the user's is refused (OpenForward).
     attention_mask = None if bias is None else bias.to(query.dtype)
-    if chosen == "eager":
-        return _eager(module, query, key, value, attention_mask, dropout, scaling)
+    if chosen not in ("eager", "sdpa") and bias is not None:
+        (query, key), attention_mask = folded(query, key, bias, options["scaling"]), None
+    # "eager" is in no interface: each family has a function of its own, and they do not all take a bias.
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, _eager)
-    if chosen != "sdpa" and bias is not None:
-        (query, key), attention_mask = folded(query, key, bias, scaling), None
-    return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    return attend(module, query, key, value, attention_mask, **options)
 
 
 def folded(query: Tensor, key: Tensor, bias_B11K: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -94,22 +87,12 @@ def folded(query: Tensor, key: Tensor, bias_B11K: Tensor, scaling: float) -> tup
 
 
 def _eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float = 1.0,
-    **_: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attend step by step, for those who want the probabilities: [B A Q D] -> [B Q A D], [B A Q K].
-
-    The families' own functions do not all take a bias.
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
+    """Attend step by step, for those who want the probabilities: [B A Q D] -> [B Q A D], [B A Q K]."""
+    scores = query @ key.transpose(-1, -2) * options["scaling"]
     probabilities = (scores if bias is None else scores + bias).softmax(-1, dtype=torch.float32).to(query.dtype)
-    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    dropped = nn.functional.dropout(probabilities, options.get("dropout", 0.0), module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities
 
 

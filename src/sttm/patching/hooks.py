@@ -179,30 +179,20 @@ class KeepHidden:
             local.states[-1].hidden_BNC = output[0]
 
 
-class ReadMean:
-    """Give the head the mean of the tokens by size, where its forward takes the plain mean."""
+class ReadTokens:
+    """Give the head what it reads of merged tokens: their mean by size, or the slot that the first token went to."""
 
-    def __init__(self, key: Key) -> None:
-        self.key = key
+    def __init__(self, key: Key, reads: str) -> None:
+        self.key, self.reads = key, reads
 
     def __call__(self, module: nn.Module, args: Args) -> tuple[Tensor]:
         state = current(self.key)
+        hidden_BNC: Tensor = state.hidden_BNC
+        if self.reads == "first":
+            assert state.first_B is not None
+            index_B1C = state.first_B[:, None, None].expand(-1, 1, hidden_BNC.shape[-1])
+            return (hidden_BNC.gather(1, index_B1C).squeeze(1),)
         assert state.slots is not None
         size_BN = state.slots.size_BFM.flatten(1)
         weight_BN = size_BN / size_BN.sum(-1, keepdim=True)
-        hidden_BNC: Tensor = state.hidden_BNC
         return ((hidden_BNC * weight_BN[..., None].to(hidden_BNC.dtype)).sum(1),)
-
-
-class ReadFirst:
-    """Give the head the slot that the first token went to, where its forward takes whatever lies first."""
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def __call__(self, module: nn.Module, args: Args) -> tuple[Tensor]:
-        state = current(self.key)
-        assert state.first_B is not None
-        hidden_BNC: Tensor = state.hidden_BNC
-        index_B1C = state.first_B[:, None, None].expand(-1, 1, hidden_BNC.shape[-1])
-        return (hidden_BNC.gather(1, index_B1C).squeeze(1),)

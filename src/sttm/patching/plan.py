@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,25 +61,16 @@ class Plan:
         gap = self.target - self.compute
         return gap if gap > TOLERANCE else 0.0
 
-    def meets(
-        self,
-        compute: float,
-        method: str,
-        learned: bool | None = None,
-        selector: str | None = None,
-        layers: Sequence[int] | None = None,
-        window: int | None = None,
-    ) -> bool:
-        """Return whether this plan is what is asked for; what is None may be anything."""
-        windows = [m.frames_before // m.frames for m in self.mergers[:1]]
-        return (
-            self.compute <= compute < self.compute + 0.01
-            and self.method == method
-            and learned in (None, self.learned)
-            and selector in (None, self.selector)
-            and (layers is None or tuple(layers) == tuple(m.layer for m in self.mergers))
-            and window in (None, *windows)
-        )
+    def meets(self, compute: float, method: str, **wanted: Any) -> bool:
+        """Return whether this plan is what is asked for; options of `sttm.apply` that are None may be anything."""
+        own: dict[str, Any] = {"learned": self.learned, "selector": self.selector}
+        own["layers"] = [m.layer for m in self.mergers]
+        own["window"] = self.mergers[0].frames_before // self.mergers[0].frames if self.mergers else None
+        asked = {
+            name: list(value) if name == "layers" else value for name, value in wanted.items() if value is not None
+        }
+        within = self.compute <= compute < self.compute + TOLERANCE
+        return within and self.method == method and asked == {name: own[name] for name in asked}
 
     def __str__(self) -> str:
         mode = "learned" if self.learned else "off the shelf"

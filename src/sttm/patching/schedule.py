@@ -37,19 +37,14 @@ def make_plan(
 ) -> Plan:
     """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
-    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens. The blocks before
-    the first see every token, as they have to tell objects apart; two steps, so that what the first leaves is looked
-    at again before it is merged further; no more than two, as every merger costs passes over the tokens that no
-    multiply-add shows (results/speed.json has how close to the ideal this runs). Where so little is asked for that a
-    merger would leave under 40 % of its tokens, both move towards the first block: more tokens for all the others. The
-    first merger joins two frames to a window, so that tokens fuse in space and in time; the second fuses in space
-    within what the first left. Chosen off the shelf, on the validation split of the studies, two seeds.
+    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens: the blocks before
+    the first tell objects apart, what the first leaves is looked at again, and each merger costs passes over the tokens
+    that no multiply-add shows. Where a merger would leave under 40 % of its tokens, both move towards the first block.
+    The first merger joins two frames to a window; the second fuses within what the first left. Chosen off the shelf, on
+    the validation split of the studies, two seeds.
 
-    Baselines get the same two places, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another
-    place does better for them on validation: random drop merges once, before the first block; pooling, ToMe and STA
-    move forward where a merger would leave under 70 %. Before that, ToMe takes as many tokens before every block but
-    the first, as long as that is at most half of what is there (the last may fall short); "frames" drops frames as
-    early as it can.
+    Baselines get the same two layers, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another
+    choice does better for them on validation (random drop merges once, before the first block).
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.

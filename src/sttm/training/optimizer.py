@@ -115,5 +115,4 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return whole
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
