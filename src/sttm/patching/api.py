@@ -97,7 +97,7 @@ def install(model: nn.Module, plan: Plan) -> None:
 
 
 def remove(model: nn.Module) -> None:
-    """Take the mergers out: exactly the model it was, with its weights as they are now; raise SttmError for a plain one."""
+    """Take the mergers out: exactly the model it was, weights as they are now; raise SttmError for a plain one."""
     _record(model, "sttm.remove").edits.undo()
 
 
@@ -144,7 +144,7 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def unwrap(model: Any) -> nn.Module:
-    """Return the model inside DDP, DataParallel, torch.compile and PEFT; raise SttmError for what is no model at all."""
+    """Return the model inside DDP, DataParallel, torch.compile and PEFT; raise SttmError for what is no model."""
     inner: Any = model
     while isinstance(inner, nn.Module):
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
