@@ -6,6 +6,7 @@ safetensors only.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,10 @@ def _auto_class(folder: Path) -> Any:
     """Return transformers' auto class for the classifier in a folder: that of pictures if its type has no other."""
     from transformers.models.auto import modeling_auto as auto
 
-    from sttm.data.transforms.processor_config import model_config, read_json
+    from sttm.data.transforms.processor_config import model_config
 
-    kind = model_config(read_json(folder / "config.json")).get("model_type")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))  # `load` explains what is broken
+    kind = model_config(values).get("model_type") if isinstance(values, dict) else None
     of_videos = kind in auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
     of_pictures = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not of_videos
     return auto.AutoModelForImageClassification if of_pictures else auto.AutoModelForVideoClassification
