@@ -105,9 +105,10 @@ def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tens
 
 
 def naive_motion(path: list[Tensor], mass: Tensor, mean_mass: Tensor) -> Tensor:
-    """The mean point in sixteenths of half a picture, the steps in sixty-fourths, the log of the relative size."""
-    steps = [64 * (there - here) for here, there in itertools.pairwise(path)]
-    return torch.cat([16 * torch.stack(path).mean(0), *steps, (mass / mean_mass).log()[None]])
+    """The mean point in units of 1/16 and the steps in 1/128 of half a picture, compressed; the log relative size."""
+    steps = [128 * (there - here) for here, there in itertools.pairwise(path)]
+    moved = torch.cat([16 * torch.stack(path).mean(0), *steps])
+    return torch.cat([torch.log(moved + torch.sqrt(moved**2 + 1)), (mass / mean_mass).log()[None]])
 
 
 def unit(v: Tensor) -> Tensor:
@@ -315,10 +316,11 @@ def test_motion_input_is_the_mean_place_the_steps_and_the_relative_size() -> Non
     motion = motion_input(path, size)
     middle = (T - 1) / 2
     assert motion.shape == (2, 1, 2, 2 * T + 1)
-    assert motion[0, 0].tolist() == [
-        [4, 4, *[0, 0] * (T - 1), math.log(0.5)],
-        [2 * middle, -middle, *[8, -4] * (T - 1), math.log(1.5)],
+    expected = [
+        [math.asinh(v) for v in (4, 4, *[0, 0] * (T - 1))] + [math.log(0.5)],
+        [math.asinh(v) for v in (2 * middle, -middle, *[16, -8] * (T - 1))] + [math.log(1.5)],
     ]
+    torch.testing.assert_close(motion[0, 0], torch.tensor(expected).double())
     assert torch.equal(motion[1, ..., -1], torch.zeros(1, 2).double())
     # No statistics: a clip gives the same in any batch, in training and in testing.
     assert torch.equal(motion_input(path[:1], size[:1]), motion[:1])

@@ -26,7 +26,7 @@ TAU = 0.1
 # Units of the motion map's inputs, in half pictures. The mean places of a new merger vary by 1/32 to 1/16; its steps
 # from frame to frame by 1/128 on clips of lips, where they grow two to three times in training, and by 1/20 to 1/6 on
 # the synthetic motion clips.
-PLACE_UNIT, STEP_UNIT = 1 / 16, 1 / 64
+PLACE_UNIT, STEP_UNIT = 1 / 16, 1 / 128
 # A point of a path with this variance (in half pictures squared) counts half: much in its frame resembles the object.
 DOUBT = 0.1
 
@@ -146,13 +146,15 @@ def motion_input(path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
 
     The points of a path are strongly correlated over time: on clips of lips one direction holds 60 % of their energy.
     AdamW, which scales each weight by itself, then learns that direction and hardly the small differences that
-    distinguish motions. Mean and steps carry the same information, well conditioned. The units are constants: nothing
-    depends on the batch, on the number of processes, or on how often a forward runs.
+    distinguish motions. Mean and steps carry the same information, well conditioned. Up to a unit they count in
+    proportion, beyond it as their logarithm (asinh): steps differ a hundredfold between datasets, and large inputs slow
+    down all other learning. The units are constants: nothing depends on the batch, on the number of processes, or on
+    how often a forward runs.
 
     Returns:
         motion_BFMK, K = 2*T + 1: mean place (2), steps (2*(T - 1)), log of the size over the clip's mean size (1).
     """
-    place_BFM2 = path_BFMT2.mean(-2) / PLACE_UNIT
-    step_BFMK = path_BFMT2.diff(dim=-2).flatten(-2) / STEP_UNIT
+    place_BFM2 = (path_BFMT2.mean(-2) / PLACE_UNIT).asinh()
+    step_BFMK = (path_BFMT2.diff(dim=-2).flatten(-2) / STEP_UNIT).asinh()
     size_BFM1 = (size_BFM / size_BFM.mean((1, 2), keepdim=True)).log()[..., None]
     return torch.cat((place_BFM2, step_BFMK, size_BFM1), dim=-1)
