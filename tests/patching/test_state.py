@@ -200,3 +200,14 @@ def test_trace_sees_its_own_model_only(model: Any) -> None:
     with sttm.trace(model) as maps, sttm.trace(other) as others:
         logits(model, pixels(model))
     assert maps and not others
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if not name.startswith("timesformer")])
+def test_attention_without_its_slots_is_no_answer(family: str) -> None:
+    """As where a layer no longer hands its keyword arguments on: an error, not attention that forgets the sizes."""
+    model = lively(family)
+    sttm.apply(model, compute=0.5)
+    last = backbone_of(model).blocks(model)[-1]
+    (attention,) = backbone_of(model).layer(last).attention
+    with pytest.raises(AssertionError, match="called without"):
+        attention.module(torch.zeros(1, 4, 48))

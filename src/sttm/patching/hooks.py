@@ -118,11 +118,9 @@ class TakeSlots:
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         kwargs = dict(kwargs)
-        slots = kwargs.pop(self.keyword, None)
-        if slots is None and args and isinstance(args[-1], Slots):  # handed on by position
-            *rest, slots = args
-            args = tuple(rest)
-        local.slots = slots
+        local.slots = kwargs.pop(self.keyword, None)
+        # Never without sizes in silence: a version of transformers whose layers hand nothing on would do that.
+        assert local.slots is not None, f"{type(module).__name__} was called without {self.keyword}"
         return args, kwargs
 
 
