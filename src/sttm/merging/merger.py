@@ -144,8 +144,8 @@ class TokenMerger(TokenReducer):
 def motion_input(path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
     """Return the inputs of the motion map: mean place, steps from frame to frame, relative size.
 
-    The points of a path are strongly correlated over time: on clips of lips one direction holds 60 % of their energy.
-    AdamW, which scales each weight by itself, then learns that direction and hardly the small differences that
+    The points of a path are strongly correlated over time: one direction holds most of their energy. AdamW, which
+    scales each weight by itself, then learns that direction and hardly the small differences that
     distinguish motions. Mean and steps carry the same information, well conditioned. Up to a unit they count in
     proportion, beyond it as their logarithm (asinh): steps differ a hundredfold between datasets, and large inputs slow
     down all other learning. The units are constants: nothing depends on the batch, on the number of processes, or on
