@@ -99,7 +99,7 @@ class Gated(nn.Module):
             merger.tokens = after / merger.frames
             frames = T if before > (1 - MERGES) * T * S else merger.frames
             needed = ((1 - after / before) / MERGES).clamp(max=1)
-            total = total + needed * merger.macs(frames, before / frames)
+            total = total + needed * merger.total_macs(frames, before / frames)
             total = total + self.backbone.block_macs(self.model, self.grid, 1, after)
             before = after
         return total

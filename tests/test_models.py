@@ -104,7 +104,7 @@ def test_damaged_files_say_so(saved: Path) -> None:
 
 def test_missing_weights_are_named(saved: Path, tmp_path: Path) -> None:
     weights = load_file(saved / "model.safetensors")
-    lost = next(name for name in weights if name.endswith("merger.motion.weight"))
+    lost = next(name for name in weights if name.endswith("merger.motion.map.weight"))
     save_file({k: v for k, v in weights.items() if k != lost}, saved / "model.safetensors", {"format": "pt"})
     assert lost in refused(saved)
     # A pre-trained model has no head: random classes would look like predictions.

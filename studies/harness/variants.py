@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import sttm
 from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
+from sttm.merging.motion import Motion
 from sttm.merging.ops import linear, standardised, take
 from sttm.merging.reducer import Reduced
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
@@ -19,19 +20,18 @@ SOFT = 0.1
 NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
 
 
-class WithoutMotion(TokenMerger):
-    """Add no motion feature: slots are averages, as off the shelf."""
+class UncertainMotion(Motion):
+    """Weigh every place on a path alike, however uncertain it is."""
 
-    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        return z_BFMC
+    def follow(self, *given: Any) -> tuple[Tensor, Tensor]:
+        path_BWOT2, certainty_BWOT1 = super().follow(*given)
+        return path_BWOT2, torch.ones_like(certainty_BWOT1)
 
 
 class WithoutConfidence(TokenMerger):
     """Weigh every place on a path alike, however uncertain it is."""
 
-    def _path(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        path_BFMT2, certainty_BFMT1 = super()._path(*given)
-        return path_BFMT2, torch.ones_like(certainty_BFMT1)
+    motion_type = UncertainMotion
 
 
 class SelectionOnly(TokenMerger):
@@ -59,11 +59,8 @@ class Residual(TokenMerger):
 
     def reduce(self, x_BFLC: Tensor, *others: Any) -> Reduced:
         reduced = super().reduce(x_BFLC, *others)
-        return replace(reduced, x_BWOC=take(x_BFLC, reduced.meta_BWK) + reduced.x_BWOC)
-
-    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        added_BFMC = linear(self.appearance, standardised(z_BFMC)).to(z_BFMC.dtype)
-        return super()._motion(added_BFMC, path_BFMT2, size_BFM)
+        added_BFMC = linear(self.appearance, standardised(reduced.x_BWOC)).to(x_BFLC.dtype)
+        return replace(reduced, x_BWOC=take(x_BFLC, reduced.meta_BWK) + added_BFMC)
 
     def macs(self, frames: int, tokens: int) -> int:
         return super().macs(frames, tokens) + self.frames * self.tokens * self.dim**2
@@ -125,9 +122,9 @@ class Saliency(TokenMerger):
         super().setup()
         self.selector = SaliencySelector(self.dim, self.tokens, self.length)
 
-    def _motion(self, z_BFMC: Tensor, path_BFMT2: Tensor, size_BFM: Tensor) -> Tensor:
-        gate_BFM1 = self.selector.gate_BFM[..., None].to(z_BFMC.dtype)
-        return super()._motion(z_BFMC * gate_BFM1, path_BFMT2, size_BFM)
+    def reduce(self, x_BFLC: Tensor, *others: Any) -> Reduced:
+        reduced = super().reduce(x_BFLC, *others)
+        return replace(reduced, x_BWOC=reduced.x_BWOC * self.selector.gate_BFM[..., None].to(x_BFLC.dtype))
 
 
 class WithoutSizeWeights(TokenMerger):
@@ -138,7 +135,6 @@ class WithoutSizeWeights(TokenMerger):
 
 #: Variants that are a merger of their own; below, those that are arguments of sttm.apply.
 MERGERS: dict[str, type[TokenMerger]] = {
-    "no-motion": WithoutMotion,
     "no-path-confidence": WithoutConfidence,
     "selection-only": SelectionOnly,
     "soft": Soft,
@@ -147,6 +143,7 @@ MERGERS: dict[str, type[TokenMerger]] = {
     "no-size-weights": WithoutSizeWeights,
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "no-motion": {"motion": False},
     "space-only": {"window": 1},
     "time-only": {"window": 2, "layers": [0], "selector": "first frame"},
     "clip-window": {"window": 4},

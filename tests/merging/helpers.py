@@ -19,11 +19,11 @@ UNSIZED = DROPPING | {"evit"}
 B, T, H, W, C = 2, 4, 4, 5, 12
 S = H * W
 
-#: Every method in each of its modes.
+#: Every method, with and without parameters; those of a method that has none of its own are the motion feature's.
 MODES = [
     (name, learned)
     for name in METHODS
-    for learned in {"never": (False,), "optional": (False, True), "required": (True,)}[spec_of(name).training]
+    for learned in ((True,) if spec_of(name).training == "required" else (False, True))
 ]
 
 every_mode = pytest.mark.parametrize(("name", "learned"), MODES)
@@ -33,6 +33,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 def reducer(name: str, frames: int = 2, slots: int = 7, **changes: Any) -> Any:
     """Return a reducer for the tokens of `tokens`, in float64, its learned parts away from where they start."""
     options: dict[str, Any] = dict(frames_in=T, tokens_in=S, learned=spec_of(name).training == "required") | changes
+    options.setdefault("motion", options["learned"] and spec_of(name).training != "required")
     frames, slots = (3, S) if spec_of(name).whole_frames else (frames, slots)
     torch.manual_seed(0)
     module = METHODS[name](C, frames, slots, **options).double().eval()

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sttm.merging.merger import TokenMerger, motion_input
+from sttm.merging.merger import TokenMerger
+from sttm.merging.motion import motion_input
 from sttm.merging.tokens import Tokens
 from tests.merging.helpers import cell
 
@@ -88,16 +89,16 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                 if module.learned:
                     path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
                     felt = naive_motion([sure * point for point, sure in path], mass, size[b].sum() / (F * M))
-                    slots[b, f, k] += weights["motion.weight"] @ felt + weights["motion.bias"]
+                    slots[b, f, k] += weights["motion.map.weight"] @ felt + weights["motion.map.bias"]
     return slots, sizes, places, assignment
 
 
 def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tensor) -> list[tuple[Tensor, float]]:
     """In every frame, where what resembles the meta token is, on average, seen from the slot; and how sure that is."""
-    key, path = unit(weights["similarity.weight"] @ meta), []
+    key, path = unit(weights["motion.similarity.weight"] @ meta), []
     for t in range(T):
-        alike = [unit(weights["similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
-        likeness = (torch.stack(alike) / math.exp(weights["log_tau"])).softmax(0)
+        alike = [unit(weights["motion.similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
+        likeness = (torch.stack(alike) / math.exp(weights["motion.log_tau"])).softmax(0)
         there = sum(a * position[t, s, 1:] for s, a in enumerate(likeness))
         variance = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
         path.append((there - centroid[1:], 0.1 / (0.1 + variance)))
@@ -242,8 +243,9 @@ def test_a_moving_patch_leaves_a_path_of_its_slope(dy: int, dx: int) -> None:
     for t in range(frames):
         x[0, t, (start[0] + dy * t) * side + start[1] + dx * t] = torch.linspace(-3, 3, C).double()
     module = merger(dict(learned=True, selector="stride"), frames=1, tokens=frames * side * side, frames_in=frames)
+    assert module.motion is not None
     with torch.no_grad():
-        module.log_tau.fill_(-5)
+        module.motion.log_tau.fill_(-5)
     _, who = module(Tokens.of_grid(x, side, side))
     bright = start[0] * side + start[1]
     slot = who.meta[0].tolist().index(bright)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,25 @@ def test_windows_are_those_of_the_papers(name: str, frames: tuple[int, ...]) -> 
     plan = sttm.apply(model, 0.62, name, learned=name in LEARNED)
     sttm.remove(model)
     assert tuple(merger.frames for merger in plan.mergers) == frames
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if spec_of(name).training == "never"])
+def test_any_method_can_have_the_motion_feature_and_starts_as_without(method: str) -> None:
+    model, plain = lively("videomae"), lively("videomae")
+    plan = sttm.apply(model, 0.5, method, motion=True)
+    assert plan.motion and plan.learned and plan.short_by == 0 and "motion" in str(plan)
+    install(plain, replace(plan, motion=False, learned=False))
+    clips = pixels(model)
+    assert torch.equal(logits(model, clips), logits(plain, clips))
+    maps = [value for name, value in model.named_parameters() if name.endswith("motion.map.weight")]
+    assert len(maps) == len(plan.mergers)
+    with torch.no_grad():
+        for value in maps:
+            value.normal_()
+    assert not torch.allclose(logits(model, clips), logits(plain, clips), atol=1e-3)
+
+
+def test_the_merger_without_motion_has_nothing_to_learn_and_more_tokens() -> None:
+    with_, without = (sttm.apply(lively("videomae"), 0.5, learned=True, motion=motion) for motion in (None, False))
+    assert with_.motion and not without.motion and not without.learned
+    assert without.mergers[-1].tokens >= with_.mergers[-1].tokens

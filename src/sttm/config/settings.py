@@ -114,6 +114,8 @@ class MergingSettings(_Strict):
     """Blocks to merge before, counted from 0; default: the schedule's."""
     window: Count | None = None
     """Token frames that the first merger joins into one; default: the method's own."""
+    motion: bool | None = None
+    """Give slots the motion feature; default: the learned merger has it and baselines have not."""
     warmup_steps: Steps = 0
     """First steps, in which only the mergers' parameters are trained."""
 
@@ -126,7 +128,7 @@ class MergingSettings(_Strict):
     def _one_target(self) -> Self:
         if self.compute is not None and self.match_frames is not None:
             raise ValueError("compute and match_frames both set the compute target; give one of them")
-        if self.warmup_steps and not (self.learned and self.merges):
+        if self.warmup_steps and not ((self.learned or self.motion) and self.merges):
             raise ValueError("warmup_steps trains only the mergers, so it needs learned: true and compute below 1")
         return self
 

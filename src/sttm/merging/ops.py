@@ -27,6 +27,11 @@ def standardised(x_C: Tensor) -> Tensor:
     return layer_norm(x_C.to(torch.promote_types(x_C.dtype, torch.float32)), x_C.shape[-1:])
 
 
+def centred(x_BFKC: Tensor, window_BFLC: Tensor) -> Tensor:
+    """Subtract the mean of a window's tokens: what all of them share tells none from another."""
+    return x_BFKC - window_BFLC.mean(2, keepdim=True)
+
+
 def linear(layer: nn.Module, x_C: Tensor) -> Tensor:
     """Call `layer` on `x`, cast to the dtype of its weights.
 

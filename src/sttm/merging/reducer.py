@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sttm.errors import SttmError
+from sttm.merging.motion import Motion
 from sttm.merging.ops import averages, take, without_autocast
 from sttm.merging.tokens import MergeMap, Tokens
 
@@ -37,6 +38,7 @@ class MethodSpec:
         gentle: where a merger would leave less than this share of its tokens, the schedule merges earlier instead.
         drops: tokens may go nowhere, the first of a clip among them.
         training: whether the method has parameters: "never", "optional" (with learned=True) or "required".
+        moves: slots get the motion feature where the method is learned, unless it is left out.
     """
 
     windows: tuple[int, int] = (2, 1)
@@ -48,6 +50,7 @@ class MethodSpec:
     gentle: float = 0.4
     drops: bool = False
     training: Literal["never", "optional", "required"] = "never"
+    moves: bool = False
 
 
 @dataclass
@@ -113,6 +116,7 @@ class TokenReducer(nn.Module, ABC):
         tokens_in: tokens in each frame in, S. Where it is given, all tables are made once, with the module, and
             the forward can be traced and exported.
         learned: adds the trainable parts; a method that has none is the same with it.
+        motion: adds the motion feature to the slots, which any method can have (default: the merger has it if learned).
         selector: how meta tokens are chosen, for a method that has a choice.
 
     Raises:
@@ -124,6 +128,7 @@ class TokenReducer(nn.Module, ABC):
     spec: ClassVar[MethodSpec] = MethodSpec()
     selectors: ClassVar[Collection[str]] = ()
     default_selector: ClassVar[str | None] = None
+    motion_type: ClassVar[type[Motion]] = Motion
     grid: Tensor
 
     def __init__(
@@ -136,6 +141,7 @@ class TokenReducer(nn.Module, ABC):
         tokens_in: int | None = None,
         learned: bool = False,
         selector: str | None = None,
+        motion: bool | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.frames, self.tokens = dim, frames, tokens
@@ -150,6 +156,8 @@ class TokenReducer(nn.Module, ABC):
         #: Marks a state dict as that of a reduced model, and says on which grid.
         self.register_buffer("grid", torch.tensor([self.frames_in, self.tokens_in or -1, frames, tokens]))
         self.setup()
+        wanted = self.spec.moves and learned if motion is None else motion
+        self.motion = self.motion_type(dim, self.frames_in) if wanted else None
 
     def setup(self) -> None:
         """Make the parameters and tables of the method; all sizes are set by then."""
@@ -159,8 +167,13 @@ class TokenReducer(nn.Module, ABC):
         """Reduce every window to its slots; sizes and positions are float32 or finer, and autocast is off."""
 
     def macs(self, frames: int, tokens: int) -> int:
-        """Return the multiply-adds of one clip of `frames` x `tokens` tokens in (matrix products, as torch counts)."""
+        """Return the multiply-adds of `reduce` for one clip of `frames` x `tokens` tokens (matrix products)."""
         return 0
+
+    def total_macs(self, frames: int, tokens: int) -> int:
+        """Return the multiply-adds of one clip, as torch counts them: those of `reduce` and of the motion feature."""
+        followed = 0 if self.motion is None else self.motion.macs(frames * tokens, self.frames * self.tokens)
+        return self.macs(frames, tokens) + followed
 
     def extra_repr(self) -> str:
         size = f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots"
@@ -188,6 +201,8 @@ class TokenReducer(nn.Module, ABC):
         # Similarities and sizes stay in float32 whatever the model runs in; the steps cast by themselves.
         with without_autocast(x_BWLC):
             reduced = self.reduce(x_BWLC, size_BWL.to(exact), position_BWL3.to(exact), tokens.prefix_BPC)
+            if self.motion is not None:
+                reduced = self.motion(x_BWLC, position_BWL3.to(exact), reduced)
         # [B W O ...] -> [B F M ...]
         x_BFMC = reduced.x_BWOC.reshape(B, self.frames, self.tokens, self.dim)
         size_BFM = reduced.size_BWO.reshape(B, self.frames, self.tokens)

@@ -43,6 +43,7 @@ def apply(
     selector: str | None = None,
     layers: Sequence[int] | None = None,
     window: int | None = None,
+    motion: bool | None = None,
 ) -> Plan:
     """Put token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
@@ -59,6 +60,8 @@ def apply(
         selector: how meta tokens are found (see `TokenMerger`).
         layers: the blocks to merge before, counted from 0; left out, the schedule chooses (see `make_plan`).
         window: token frames that the first merger joins to one; left out, what the method is used with.
+        motion: whether slots get the motion feature, which has to be trained; left out, the learned merger has it and
+            baselines have not.
 
     Returns:
         The plan: where tokens merge and what it costs.
@@ -71,12 +74,12 @@ def apply(
         SttmError: for a model that no family knows, one that is merged already, or a compute that it cannot reach;
             the model is then as it was, byte for byte.
     """
-    _check_wrappers(model, learned)
+    _check_wrappers(model, learned or bool(motion))
     model = unwrap(model)
     if is_merged(model):
         raise SttmError("this model is merged already; call sttm.remove(model) before another sttm.apply")
     backbone = backbone_of(model)
-    plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window)
+    plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion)
     install(model, plan)
     return plan
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sttm.backbones.base import Backbone, ClipShape
-from sttm.merging import TokenReducer, method_named
+from sttm.merging import TokenReducer, method_named, spec_of
 
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
@@ -39,7 +39,7 @@ class Plan:
         compute: multiply-adds after over before, those of the mergers included.
         macs_before, macs_after: multiply-adds of one clip.
         mergers: one MergerPlan each, in order.
-        method, learned, selector: what the mergers are.
+        method, learned, selector, motion: what the mergers are; `motion` is whether slots get the motion feature.
         clip_shape: (frames, channels, height, width) of the clips that were counted.
         target: the compute that was asked for (0: not known).
     """
@@ -54,6 +54,7 @@ class Plan:
     selector: str | None = None
     family: str = ""
     target: float = 0.0
+    motion: bool = False
 
     @property
     def short_by(self) -> float:
@@ -63,7 +64,7 @@ class Plan:
 
     def meets(self, compute: float, method: str, **wanted: Any) -> bool:
         """Return whether this plan is what is asked for; options of `sttm.apply` that are None may be anything."""
-        own: dict[str, Any] = {"learned": self.learned, "selector": self.selector}
+        own: dict[str, Any] = {"learned": self.learned, "selector": self.selector, "motion": self.motion}
         own["layers"] = [m.layer for m in self.mergers]
         own["window"] = self.mergers[0].frames_before // self.mergers[0].frames if self.mergers else None
         asked = {
@@ -74,6 +75,8 @@ class Plan:
 
     def __str__(self) -> str:
         mode = "learned" if self.learned else "off the shelf"
+        if self.motion != (self.learned and spec_of(self.method).moves):
+            mode += ", with motion" if self.motion else ", without motion"
         lines = [
             f"{self.method} ({mode}) on {self.family}: {self.macs_before / 1e9:.3f} -> {self.macs_after / 1e9:.3f} "
             f"GMACs a clip, compute {self.compute:.3f}"
@@ -94,7 +97,7 @@ def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenReducer:
     """Return the module of one planned merger."""
     return method_named(plan.method)(
         width, merger.frames, merger.tokens, frames_in=merger.frames_before, tokens_in=merger.tokens_before,
-        learned=plan.learned, selector=plan.selector,
+        learned=plan.learned, selector=plan.selector, motion=plan.motion,
     )  # fmt: skip
 
 
@@ -107,7 +110,7 @@ def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequen
         while waiting and waiting[0].layer == number:
             merger = waiting.pop(0)
             with torch.device("meta"):
-                inner += build_merger(plan, merger, backbone.width(model)).macs(frames, tokens)
+                inner += build_merger(plan, merger, backbone.width(model)).total_macs(frames, tokens)
             frames, tokens = merger.frames, merger.tokens
         inner += backbone.block_macs(model, grid, frames, tokens)
     return grid.sequences * inner + backbone.outer_macs(model, plan.clip_shape, frames, tokens)

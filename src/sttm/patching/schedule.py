@@ -34,6 +34,7 @@ def make_plan(
     selector: str | None = None,
     layers: Sequence[int] | None = None,
     window: int | None = None,
+    motion: bool | None = None,
 ) -> Plan:
     """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
@@ -50,9 +51,11 @@ def make_plan(
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
     """
     compute = check_compute(compute)
-    if spec_of(method).training == "never":
-        # Nothing to learn: the model trains around it, sizes weighing attention as they do off the shelf.
-        learned = False
+    spec = spec_of(method)
+    motion = learned and spec.moves if motion is None else motion
+    if spec.training != "required":
+        # What there is to learn is the motion feature; without it the model trains around the method as it is.
+        learned = motion
     clip_shape = _clip(backbone, model, clip_shape)
     if backbone.aligned and selector not in (None, "stride"):
         raise SttmError(f"{backbone.family} attends over time at each place; give selector='stride', not {selector!r}")
@@ -60,7 +63,7 @@ def make_plan(
         selector = "stride"
     elif method == "sttm":
         selector = selector or "novelty"
-    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute)
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute, motion)
     before = count_macs(backbone, model, empty, ())
     empty = replace(empty, macs_before=before, macs_after=before)
     if compute == 1:

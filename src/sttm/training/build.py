@@ -211,7 +211,7 @@ def _bring_to_compute(model: Any, settings: MergingSettings) -> None:
     if compute is not None and compute < 1:
         models.bring_to_compute(
             model, compute, settings.method, learned=settings.learned, selector=settings.selector,
-            layers=settings.layers, window=settings.window,
+            layers=settings.layers, window=settings.window, motion=settings.motion,
         )  # fmt: skip
 
 
