@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from harness.pretraining import from_backbone
-from harness.protocols import SHAPE, Protocol, main
+from harness.protocols import Protocol, main
+from harness.training import Shape
 
 
-def start(seed: int, classes: int) -> Any:
+def start(seed: int, classes: int, shape: Shape) -> Any:
     """Return the backbone of a seed with a new head."""
-    return from_backbone(seed, SHAPE, classes)
+    return from_backbone(seed, shape, classes)
 
 
 PROTOCOL = Protocol("finetune", __doc__, start)

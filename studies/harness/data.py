@@ -170,17 +170,17 @@ class ClipSet:
         return ClipSet(self.pixels[:count], self.classes[:count], self.names, self.mean, self.std, self.mirror)
 
     def clips(self, indices: np.ndarray, frames: int, draw: np.random.Generator | None = None) -> Tensor:
-        """Return normalised pixels [B, T, 3, H, W]; with `draw` one frame at random out of each of T equal parts."""
+        """Return normalised pixels [B, T, 3, H, W]; with `draw` one frame at random out of each of T equal parts.
+
+        Raises:
+            SttmError: for more frames than are kept of a clip.
+        """
         kept = self.pixels.shape[1]
-        if kept % frames:
-            raise SttmError(f"{kept} frames of each clip are kept, which do not divide into {frames}; give a divisor")
-        part = kept // frames
-        offset_BT = (
-            np.full((len(indices), frames), part // 2)
-            if draw is None
-            else draw.integers(part, size=(len(indices), frames))
-        )
-        pick_BT = np.arange(frames) * part + offset_BT
+        if frames > kept:
+            raise SttmError(f"{kept} frames of each clip are kept and {frames} asked for; give at most {kept}")
+        size = (len(indices), frames)
+        offset_BT = np.full(size, 0.5) if draw is None else draw.random(size)
+        pick_BT = ((np.arange(frames) + offset_BT) * kept / frames).astype(int)
         pixels = torch.from_numpy(self.pixels[indices[:, None], pick_BT])
         return (pixels.float() - self.mean) / self.std
 

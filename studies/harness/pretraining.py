@@ -10,7 +10,7 @@ Legend: B clips, T frames, N tokens, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def pretrained(seed: int, shape: Shape, scale: str = "small") -> dict[str, Tenso
     """Return the weights of the backbone of a seed; trains it at the first call, going on from where it stopped."""
     size, own = SCALES[scale], SCALES[scale].shape
     same = replace(shape, frames=own.frames) == own
-    name = f"backbone-{seed}" if same else f"backbone-{seed}-{shape.frames}f-p{shape.patch}-h{shape.heads}"
+    name = f"backbone-{seed}" if same else "-".join([f"backbone-{seed}", *(f"{value}" for value in astuple(shape))])
     done = CACHE / scale / f"{name}.safetensors"
     if done.exists():
         return load_file(done)

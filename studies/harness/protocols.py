@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.controls import CONTROLS, control_shape
 from harness.data import CACHE, ClipSet, clip_set, data_settings
 from harness.runs import Row, Run, carry_out, folder_of, parser_of, rows_of, write_report
 from harness.tables import LEGEND, Group, difference, groups, markdown, origin, plot, plot_curves
@@ -49,14 +50,19 @@ class Protocol:
 
     study: str
     doc: str | None
-    start: Callable[[int, int], Any]
-    """From (seed, classes)."""
+    start: Callable[[int, int, Shape], Any]
+    """From (seed, classes, shape)."""
 
 
-def from_scratch(seed: int, classes: int) -> Any:
+def from_scratch(seed: int, classes: int, shape: Shape) -> Any:
     """Return a model with new weights."""
     torch.manual_seed(seed)
-    return new_model(SHAPE, classes)
+    return new_model(shape, classes)
+
+
+def shape_of(run: Run) -> Shape:
+    """Return the shape of a run's model and clips: SHAPE, or that of a control."""
+    return control_shape(run.method, SHAPE, run.compute) if run.method in CONTROLS else SHAPE
 
 
 def recipe_of(run: Run, clips: int) -> Recipe:
@@ -68,10 +74,12 @@ def recipe_of(run: Run, clips: int) -> Recipe:
 
 def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
     """Train one model and test it; `limit` takes the first clips of each split only, for trials."""
-    data = {split: clip_set(run.dataset, split, SHAPE.edge) for split in ("train", "validation", run.split)}
+    shape = shape_of(run)
+    data = {split: clip_set(run.dataset, split, shape.edge) for split in ("train", "validation", run.split)}
     data = {split: clips.head(limit) if limit else clips for split, clips in data.items()}
-    model = protocol.start(run.seed, len(data["train"].names))
-    put_in(model, run.method, run.compute, run.variant, learned=True)
+    model = protocol.start(run.seed, len(data["train"].names), shape)
+    if run.method not in CONTROLS:
+        put_in(model, run.method, run.compute, run.variant, learned=True)
     recipe, curve, validating = recipe_of(run, len(data["train"])), [], 0.0
     per_epoch = max(1, len(data["train"]) // recipe.batch)
 
@@ -79,12 +87,12 @@ def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
         nonlocal validating
         if (step + 1) % per_epoch == 0 or step + 1 == recipe.steps:
             started = time.perf_counter()
-            curve.append(round(_top1(model, data["validation"], run.frames), 4))
+            curve.append(round(_top1(model, data["validation"], shape.frames), 4))
             validating += time.perf_counter() - started
 
-    seconds = fit(model, data["train"], run.frames, run.seed, recipe, after_step=after_step) - validating
+    seconds = fit(model, data["train"], shape.frames, run.seed, recipe, after_step=after_step) - validating
     clips = data[run.split]
-    predicted = predict(model, clips, run.frames)
+    predicted = predict(model, clips, shape.frames)
     return run.row(
         model, predicted, clips.classes.numpy(), seconds, steps=recipe.steps, batch=recipe.batch, curve=curve
     )
@@ -142,17 +150,24 @@ def main(protocol: Protocol) -> None:
 
 
 def runs_of(study: str, options: argparse.Namespace) -> list[Run]:
-    """Return the runs that the options ask for, seed by seed; plain has neither compute nor variants."""
+    """Return the runs that the options ask for, seed by seed; plain and controls have no variants, plain no compute.
+
+    The variant "motion" gives plain and baselines the merger's motion feature, where the merger has its merges.
+    """
     common = dict(study=study, frames=SHAPE.frames, optimizer=options.optimizer, epochs=options.epochs)
     common |= dict(split=options.split)
     asked = {key: getattr(options, key).split(",") for key in ("datasets", "methods", "compute", "variants", "seeds")}
     runs = []
     for seed, dataset, method in product(asked["seeds"], asked["datasets"], asked["methods"]):
         base = Run(dataset=dataset, method=method, seed=int(seed), **common)
+        variants = [name for name in asked["variants"] if name == "" or (name == "motion") != (method == "sttm")]
         if method == "plain":
-            runs.append(base)
+            runs += [base] * ("" in variants)
+            runs += [
+                replace(base, variant="motion", compute=float(c)) for c in asked["compute"] if "motion" in variants
+            ]
             continue
-        variants = asked["variants"] if method == "sttm" else [""]
+        variants = [""] if method in CONTROLS else variants
         runs += [replace(base, compute=float(c), variant=variant) for c, variant in product(asked["compute"], variants)]
     return runs
 

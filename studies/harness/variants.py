@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import sttm
+from sttm.backbones import backbone_of
 from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import Motion
 from sttm.merging.ops import linear, standardised, take
-from sttm.merging.reducer import Reduced
+from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
+from sttm.patching.api import install
+from sttm.patching.plan import MergerPlan, count_macs
+from sttm.patching.schedule import make_plan
 
 SOFT = 0.1
 NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
@@ -144,6 +148,7 @@ MERGERS: dict[str, type[TokenMerger]] = {
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "no-motion": {"motion": False},
+    "blocks-0-1": {"layers": [0, 1]},
     "space-only": {"window": 1},
     "time-only": {"window": 2, "layers": [0], "selector": "first frame"},
     "clip-window": {"window": 4},
@@ -168,10 +173,38 @@ SELECTORS |= {"coverage": CoverageSelector, "random": RandomSelector, "first fra
 METHODS |= {f"sttm, {name}": merger for name, merger in MERGERS.items()}
 
 
+class KeepAll(TokenReducer):
+    """Merge nothing: a plain model can have the motion feature by it."""
+
+    name = "plain, motion"
+    spec = MethodSpec()
+
+    def reduce(self, x_BWLC: Tensor, size_BWL: Tensor, position_BWL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
+        every_L = torch.arange(x_BWLC.shape[2], device=x_BWLC.device)
+        return Reduced(x_BWLC, size_BWL, position_BWL3, meta_BWK=every_L.expand(x_BWLC.shape[:3]))
+
+
+METHODS[KeepAll.name] = KeepAll
+
+
 def put_in(model: nn.Module, method: str, compute: float, variant: str, *, learned: bool = True) -> None:
-    """Put a method into a model, in a variant of it; plain stays as it is."""
+    """Put a method into a model, in a variant of it; plain stays as it is, but for the motion feature."""
+    if method == "plain" and variant == "motion":
+        _put_motion_in(model, compute)
     if method == "plain":
         return
     name = f"{method}, {variant}" if variant in MERGERS else method
     learned = learned and method in NEEDS_TRAINING
-    sttm.apply(model, compute=compute, method=name, learned=learned, **ARGUMENTS.get(variant, {}))
+    options = dict(motion=True) if variant == "motion" else ARGUMENTS.get(variant, {})
+    sttm.apply(model, compute=compute, method=name, learned=learned, **options)
+
+
+def _put_motion_in(model: nn.Module, compute: float) -> None:
+    """Give all tokens of a plain model the motion feature, before the blocks where STTM merges at that compute."""
+    backbone = backbone_of(model)
+    merged = make_plan(backbone, model, compute, learned=True)
+    grid = backbone.grid(model, merged.clip_shape)
+    kept = [MergerPlan(m.layer, grid.frames, grid.tokens, grid.frames, grid.tokens) for m in merged.mergers]
+    plan = replace(merged, method=KeepAll.name, selector=None, mergers=tuple(kept))
+    macs = count_macs(backbone, model, plan, kept)
+    install(model, replace(plan, macs_after=macs, compute=macs / plan.macs_before))

@@ -93,8 +93,9 @@ def test_training_frames_are_drawn_in_order_from_those_kept(study: Any) -> None:
     drawn = [clips.clips(np.arange(1), 16, np.random.default_rng(step))[0, :, 0, 0, 0] for step in range(5)]
     assert all((frames.diff() > 0).all() for frames in drawn) and len({tuple(frames.tolist()) for frames in drawn}) > 1
     assert clips.clips(np.arange(1), 16)[0, :, 0, 0, 0].tolist() == list(range(1, 32, 2))
-    with pytest.raises(SttmError, match="do not divide into 5"):
-        clips.clips(np.arange(1), 5)
+    assert clips.clips(np.arange(1), 5)[0, :, 0, 0, 0].tolist() == [3, 9, 16, 22, 28]
+    with pytest.raises(SttmError, match="give at most 32"):
+        clips.clips(np.arange(1), 33)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 
 import sttm
 from sttm.config.settings import DataSettings
+from sttm.errors import SttmError
 
 ARGUMENTS = ["run", "--methods", "plain,sttm,tome", "--compute", "0.35", "--seeds", "0,1", "--epochs", "1"]
 PAGE = "# Evidence\n\n<!-- results/scratch/table.md -->\n\nNo runs yet.\n\n<!-- end -->\n"
@@ -21,10 +22,12 @@ PAGE = "# Evidence\n\n<!-- results/scratch/table.md -->\n\nNo runs yet.\n\n<!-- 
 def protocols(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, with six random clips a split, and results of its own."""
     data, module, runs = study("harness.data"), study("harness.protocols"), study("harness.runs")
-    rng = np.random.default_rng(0)
-    pixels, classes = rng.integers(256, size=(6, 16, 3, 48, 48), dtype=np.uint8), torch.arange(6) % 3
-    clips = data.ClipSet(pixels, classes, ("a", "b", "c"), 128.0, 64.0)
-    monkeypatch.setattr(module, "clip_set", lambda *_: clips)
+
+    def clips(dataset: str, split: str, edge: int) -> Any:
+        pixels = np.random.default_rng(0).integers(256, size=(6, 16, 3, edge, edge), dtype=np.uint8)
+        return data.ClipSet(pixels, torch.arange(6) % 3, ("a", "b", "c"), 128.0, 64.0)
+
+    monkeypatch.setattr(module, "clip_set", clips)
     monkeypatch.setattr(module, "SHAPE", study("harness.training").Shape(16, 48, 8, 32, 4, 2))
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     (tmp_path / "docs").mkdir()
@@ -81,12 +84,44 @@ def test_a_trial_writes_no_row(protocols: Any, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "results").exists()
 
 
+def test_controls_and_methods_with_the_motion_feature_are_trained_alike(
+    protocols: Any, study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls = study("harness.controls").CONTROLS
+    command(protocols, monkeypatch, "run", "--methods", ",".join(["plain", "sttm", "tome", *controls]), "--variants",
+            ",motion", "--compute", "0.5", "--seeds", "0", "--epochs", "1")  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "results" / "scratch" / "rows.jsonl").read_text().splitlines()]
+    found = {(row["method"], row["variant"]): row for row in rows}
+    plain = found["plain", ""]["macs"]
+    assert found.keys() == {("plain", ""), ("plain", "motion"), ("sttm", ""), ("tome", ""), ("tome", "motion"),
+                            *((name, "") for name in controls)}  # fmt: skip
+    assert all(0.3 < found[name, ""]["macs"] / plain < 0.7 for name in controls)
+    assert found["plain", "motion"]["macs"] > plain and found["plain", "motion"]["learned"]
+    assert found["tome", "motion"]["macs"] == pytest.approx(0.5 * plain, rel=0.02)
+
+
+@pytest.mark.parametrize("compute", [0.62, 0.35])
+def test_a_control_is_the_nearest_to_the_budget_and_changes_one_thing(study: Any, compute: float) -> None:
+    controls, training = study("harness.controls"), study("harness.training")
+    shape = study("harness.protocols").SHAPE
+    plain = sttm.macs(training.new_model(shape, 26))
+    for name in controls.CONTROLS:
+        found = controls.control_shape(name, shape, compute)
+        assert abs(sttm.macs(training.new_model(found, 26)) / plain - compute) < 0.16, name
+        changed = {key for key in vars(shape) if getattr(shape, key) != getattr(found, key)}
+        assert changed <= {"larger patches": {"patch", "edge"}, "narrower": {"width", "heads"}, "shallower": {"depth"},
+                           "fewer frames": {"frames"}, "smaller pictures": {"edge"}}[name]  # fmt: skip
+    with pytest.raises(SttmError, match="unknown control 'wider'"):
+        controls.control_shape("wider", shape, 0.5)
+
+
 def test_fine_tuning_starts_from_the_backbone_of_the_seed(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     finetune, pretraining, training = study("finetune"), study("harness.pretraining"), study("harness.training")
+    shape = study("harness.protocols").SHAPE
     torch.manual_seed(7)
-    backbone = training.new_model(finetune.SHAPE, 1).videomae.state_dict()
+    backbone = training.new_model(shape, 1).videomae.state_dict()
     monkeypatch.setattr(pretraining, "pretrained", lambda seed, shape, scale: backbone)
-    model = finetune.start(0, 5)
+    model = finetune.start(0, 5, shape)
     assert all(torch.equal(value, backbone[key]) for key, value in model.videomae.state_dict().items())
     assert model.classifier.out_features == 5
 
@@ -102,7 +137,7 @@ def test_a_run_is_a_training_config_of_the_same_cost(
         run = runs.Run("scratch", "grid_words", method, compute, frames=16, seed=1, epochs=16.0)
         settings = protocols.settings_of(run)
         model, preprocess, _ = build.build_model(settings, ("a", "b", "c"))
-        ours = protocols.from_scratch(1, 3)
+        ours = protocols.from_scratch(1, 3, protocols.SHAPE)
         study("harness.variants").put_in(ours, method, compute, "")
         assert sttm.macs(model) == sttm.macs(ours)
         assert preprocess.crop == (48, 48) and settings.optimizer.epochs == 16
