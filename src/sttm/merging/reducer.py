@@ -47,7 +47,7 @@ class MethodSpec:
     whole_frames: bool = False
     early: bool = False
     sized: bool = True
-    gentle: float = 0.4
+    gentle: float = 0.7
     drops: bool = False
     training: Literal["never", "optional", "required"] = "never"
     moves: bool = False

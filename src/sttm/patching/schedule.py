@@ -38,11 +38,11 @@ def make_plan(
 ) -> Plan:
     """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
-    Two mergers, a quarter and half way through the blocks, each leaving the same share of its tokens: the blocks before
-    the first tell objects apart, what the first leaves is looked at again, and each merger costs passes over the tokens
-    that no multiply-add shows. Where a merger would leave under 40 % of its tokens, both move towards the first block.
-    The first merger joins two frames to a window; the second fuses within what the first left. Chosen off the shelf, on
-    the validation split of the studies, two seeds.
+    Two mergers, each leaving the same share of its tokens: a quarter and half way through the blocks where each leaves
+    70 % or more, which is where little is merged, and ever earlier where more is, down to the first block and a quarter
+    of the way. Many mild merges lose less than few strong ones; what the first leaves is looked at again, and each
+    merger costs passes over the tokens that no multiply-add shows. The first merger joins two frames to a window; the
+    second fuses within what the first left.
 
     Baselines get the same two layers, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another
     choice does better for them on validation (random drop merges once, before the first block).

@@ -15,7 +15,7 @@ from sttm.merging import WHOLE_CLIP, spec_of
 from sttm.patching.plan import TOLERANCE, MergerPlan, Plan, count_macs
 
 #: Where the two mergers sit, as shares of the depth; each next one is earlier, which lets more tokens through.
-SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4), (0, 1 / 12))
+SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4))
 
 
 class Search:
