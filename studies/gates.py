@@ -24,7 +24,7 @@ import torch
 from harness.pretraining import SCALES, clips_of, plain, tune, tuning_recipe
 from harness.runs import Row, Run, folder_of, main, rows_of, tested
 from harness.tables import LEGEND, Group, difference, groups, markdown, origin
-from harness.training import device, fit, new_model, optimizers_of
+from harness.training import device, fit, optimizers_of
 from torch import Tensor, nn
 
 import sttm
@@ -243,22 +243,19 @@ def report(scale: str, split: str) -> None:
         lines = [(VARIANT, f"{group.gmacs:.4f}", str(len(group.rows)), group.shown, delta.shown if delta else "")]
         lines += [("schedule", f"{ours.gmacs:.4f}", str(len(ours.rows)), ours.shown, "")] if ours else []
         accuracy = markdown(("counts", "GMACs", "seeds", "top-1 (%)", "delta vs schedule"), lines)
-        sections += [f"### {dataset}, compute {compute:g}", accuracy, _counts(group, scale, compute)]
+        sections += [f"### {dataset}, compute {compute:g}", accuracy, _counts(group, scale)]
     table = folder_of("gates", scale, split) / "table.md"
     table.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _counts(group: Group, scale: str, compute: float) -> str:
-    """Return the table of tokens in each block: of the gates at the end, of the frozen plan, and of the schedule."""
+def _counts(group: Group, scale: str) -> str:
+    """Return the table of tokens in each block: of the gates at the end, and of the frozen plan."""
     depth = SCALES[scale].shape.depth
     lines = []
     for seed, row in group.seeds.items():
         gates = row["gates"]
         lines.append((f"gates, seed {seed}", *(f"{count:.0f}" for count in gates["counts"]), f"{gates['miss']:+.1%}"))
         lines.append((f"frozen, seed {seed}", *map(str, row["tokens"]), ""))
-    model = new_model(replace(SCALES[scale].shape, frames=group.rows[0]["frames"]), 1)
-    hand = make_plan(backbone_of(model), model, compute, "sttm", learned=True)
-    lines.append(("schedule", *map(str, tokens_of(hand, depth)), ""))
     return markdown(("tokens in", *(f"block {block}" for block in range(depth)), "multiply-adds off budget"), lines)
 
 

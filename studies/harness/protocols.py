@@ -22,7 +22,18 @@ import torch
 from harness.controls import CONTROLS, control_shape
 from harness.data import CACHE, ClipSet, clip_set, data_settings
 from harness.runs import Row, Run, carry_out, folder_of, parser_of, rows_of, write_report
-from harness.tables import LEGEND, Group, difference, groups, markdown, origin, plot, plot_curves
+from harness.tables import (
+    LEGEND,
+    Group,
+    difference,
+    groups,
+    markdown,
+    origin,
+    plot,
+    plot_curves,
+    plot_training,
+    training_macs,
+)
 from harness.training import OPTIMIZERS, Recipe, Shape, fit, new_model, predict
 from harness.variants import NEEDS_TRAINING, put_in
 from sttm.config.settings import OptimizerSettings, Settings
@@ -189,9 +200,11 @@ def report(study: str, scale: str, split: str) -> None:
             if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
                 sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
     (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    same = [row for row in rows if all(row[key] == rows[0][key] for key in ("variant", "optimizer", "epochs"))]
-    plot(folder / "plot.png", same)
+    main = [row for row in rows if (row["variant"], row["optimizer"], row["epochs"]) == ("", "muon", EPOCHS)]
+    if main:
+        plot(folder / "plot.png", main)
     plot_curves(folder / "curves.png", rows)
+    plot_training(folder / "training.png", rows)
 
 
 def _table(at_compute: Group, plain: dict[float, Group]) -> str:
@@ -206,9 +219,7 @@ def _table(at_compute: Group, plain: dict[float, Group]) -> str:
 
 def _line(key: tuple[str, str, float], group: Group, plain: dict[float, Group], ours: Group | None) -> tuple[str, ...]:
     method, variant, epochs = key
-    row = group.rows[0]
-    # Forwards and backwards, as three forwards.
-    training = 3 * row["macs"] * row["steps"] * row["batch"] / 1e12
+    training = training_macs(group.rows[0]) / 1e12
     delta = difference(group, plain[epochs]) if epochs in plain and method != "plain" else None
     versus = ours and difference(ours, group)
     return (f"**{method}**" if method == "sttm" and not variant else method, variant, f"{epochs:g}",

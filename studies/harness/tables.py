@@ -138,13 +138,8 @@ def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
 
     The band is one standard deviation, over seeds, of the delta vs plain: seeds differ far more than methods do.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.5), squeeze=False)
+    figure, axes = _panels(len(datasets))
     names = list(dict.fromkeys(row[name] for row in rows if row["method"] != "plain"))
     for axis, dataset in zip(axes[0], datasets, strict=True):
         mine = [row for row in rows if row["dataset"] == dataset]
@@ -165,23 +160,15 @@ def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
             axis.axhline(100 * plain.top1, color="grey", linestyle=":", linewidth=1)
             axis.plot([plain.gmacs], [100 * plain.top1], "s", color="grey", label="plain")
         axis.set(title=dataset, xlabel="multiply-adds of a clip (G)", ylabel="top-1 (%)")
-        axis.grid(alpha=0.25)
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    figure.savefig(path, dpi=140, bbox_inches="tight")
-    pyplot.close(figure)
+    _finish(path, figure, axes)
 
 
 def plot_curves(path: Path, rows: Sequence[Row]) -> None:
     """Plot validation top-1 over epochs, a panel for each dataset, a line for each method at each compute."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     by_dataset = groups([row for row in rows if row.get("curve")], "dataset")
     if not by_dataset:
         return
-    figure, axes = pyplot.subplots(1, len(by_dataset), figsize=(6 * len(by_dataset), 4.5), squeeze=False)
+    figure, axes = _panels(len(by_dataset))
     for axis, ((dataset,), mine) in zip(axes[0], by_dataset.items(), strict=True):
         lines = groups(mine.rows, "method", "variant", "compute", "optimizer", "epochs")
         for (method, variant, compute, optimizer, _), group in lines.items():
@@ -189,7 +176,45 @@ def plot_curves(path: Path, rows: Sequence[Row]) -> None:
             label = " ".join(part for part in (method, variant, f"{compute:g}", optimizer) if part)
             axis.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label)
         axis.set(title=dataset, xlabel="epoch", ylabel="validation top-1 (%)")
+    _finish(path, figure, axes)
+
+
+def plot_training(path: Path, rows: Sequence[Row]) -> None:
+    """Plot test top-1 over the multiply-adds of the whole training, a point for each length of training."""
+    by_dataset = groups([row for row in rows if not row["variant"]], "dataset", "optimizer")
+    figure, axes = _panels(len(by_dataset))
+    for axis, ((dataset, optimizer), mine) in zip(axes[0], by_dataset.items(), strict=True):
+        for (method, compute), line in groups(mine.rows, "method", "compute").items():
+            lengths = sorted(groups(line.rows, "epochs").values(), key=lambda group: training_macs(group.rows[0]))
+            x = [training_macs(group.rows[0]) / 1e12 for group in lengths]
+            y = [100 * group.top1 for group in lengths]
+            axis.plot(x, y, marker="o", label=f"{method} {compute:g}", linewidth=2.5 if method == "sttm" else 1.2)
+        title = f"{dataset}, {optimizer}"
+        axis.set(title=title, xscale="log", xlabel="multiply-adds of the training (T)", ylabel="top-1 (%)")
+    _finish(path, figure, axes)
+
+
+def training_macs(row: Row) -> int:
+    """Return the multiply-adds of a training: forwards and backwards, counted as three forwards."""
+    return int(3 * row["macs"] * row["steps"] * row["batch"])
+
+
+def _panels(count: int) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, count, figsize=(6 * count, 4.5), squeeze=False)
+
+
+def _finish(path: Path, figure: Any, axes: Any) -> None:
+    """Add grids and a legend, save the figure and close it."""
+    from matplotlib import pyplot
+
+    for axis in axes[0]:
         axis.grid(alpha=0.25)
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if axes[0][-1].get_legend_handles_labels()[0]:
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(path, dpi=140, bbox_inches="tight")
     pyplot.close(figure)
