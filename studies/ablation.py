@@ -32,7 +32,7 @@ TOLD = {
     "space-only": "windows of one frame: fusion in space only",
     "time-only": "slots are the tokens of the first of two frames, before block 0: fusion over time, nearly only",
     "clip-window": "one window",
-    "blocks-0-1": "both mergers one block earlier",
+    "blocks-1-2": "both mergers one block later",
     "block-0": "one merger",
     "block-1": "one merger",
     "blocks-1-2-3": "three mergers",

@@ -148,7 +148,7 @@ MERGERS: dict[str, type[TokenMerger]] = {
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "no-motion": {"motion": False},
-    "blocks-0-1": {"layers": [0, 1]},
+    "blocks-1-2": {"layers": [1, 2]},
     "space-only": {"window": 1},
     "time-only": {"window": 2, "layers": [0], "selector": "first frame"},
     "clip-window": {"window": 4},
