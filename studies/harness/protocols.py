@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from harness.controls import CONTROLS, control_shape
 from harness.data import CACHE, ClipSet, clip_set, data_settings
@@ -99,14 +101,29 @@ def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
         if (step + 1) % per_epoch == 0 or step + 1 == recipe.steps:
             started = time.perf_counter()
             curve.append(round(_top1(model, data["validation"], shape.frames), 4))
+            print(f"{run.method} {run.compute:g}: epoch {len(curve)}, validation {curve[-1]:.3f}", flush=True)
             validating += time.perf_counter() - started
 
     seconds = fit(model, data["train"], shape.frames, run.seed, recipe, after_step=after_step) - validating
+    if run.method == "plain" and not run.variant and not limit:
+        keep_plain(model, run)
     clips = data[run.split]
     predicted = predict(model, clips, shape.frames)
     return run.row(
         model, predicted, clips.classes.numpy(), seconds, steps=recipe.steps, batch=recipe.batch, curve=curve
     )
+
+
+def plain_file(study: str, dataset: str, seed: int, epochs: float | None) -> Path:
+    """Return where the trained plain model of a seed is kept, for studies that start from it."""
+    return CACHE / "models" / f"{study}-{dataset}-{epochs or 0:g}e-{seed}.safetensors"
+
+
+def keep_plain(model: Any, run: Run) -> None:
+    """Keep the weights of a trained plain model."""
+    path = plain_file(run.study, run.dataset, run.seed, run.epochs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, path)
 
 
 def _top1(model: Any, clips: ClipSet, frames: int) -> float:

@@ -29,6 +29,7 @@ def protocols(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     monkeypatch.setattr(module, "clip_set", clips)
     monkeypatch.setattr(module, "SHAPE", study("harness.training").Shape(16, 48, 8, 32, 4, 2))
+    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "evidence.md").write_text(PAGE)
@@ -67,6 +68,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
     in_order = [(method, seed) for seed in (0, 1) for method in ("plain", "sttm", "tome")]
     assert [(row["method"], row["seed"]) for row in rows] == in_order
     assert len(list((folder / "answers").glob("*.npz"))) == 6
+    assert all(protocols.plain_file("scratch", "grid_words", seed, 1).exists() for seed in (0, 1))
     for row in rows:
         assert len(row["curve"]) == 1 and row["steps"] == 1 and row["learned"] == (row["method"] == "sttm")
     table = (folder / "table.md").read_text()
