@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sttm.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
+    from sttm.calibration import calibrate
     from sttm.errors import SttmError
     from sttm.evaluation.predict import predict
     from sttm.merging.merger import TokenMerger
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
     from sttm.patching.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "SttmError", "TokenMerger", "apply", "load", "macs", "predict", "remove", "save", "trace"]
+__all__ = [
+    "Plan",
+    "SttmError",
+    "TokenMerger",
+    "apply",
+    "calibrate",
+    "load",
+    "macs",
+    "predict",
+    "remove",
+    "save",
+    "trace",
+]
 
 register_when_imported()
 
@@ -29,6 +42,7 @@ _MODULES = {
     "SttmError": "errors",
     "TokenMerger": "merging.merger",
     "apply": "patching.api",
+    "calibrate": "calibration",
     "load": "models",
     "macs": "patching.api",
     "predict": "evaluation.predict",

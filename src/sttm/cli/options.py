@@ -1,5 +1,6 @@
 """Options that several commands share, and how their texts are read."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,6 +17,9 @@ Model = Annotated[
 Compute = Annotated[str | None, typer.Option(metavar="C", help="Share of the plain model's multiply-adds to spend.")]
 Method = Annotated[str | None, typer.Option(help="How to merge: sttm, or a baseline.", show_default="sttm")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Learned = Annotated[bool, typer.Option("--learned", help="Add the trainable parts; they start as if not there.")]
+Root = Annotated[Path | None, typer.Option(help="Where the paths of a list start.", show_default="beside it")]
+Format = Annotated[str, typer.Option(help="Annotation format of a list.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is a CUDA device.")]
 Dtype = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is by autocast.")]

@@ -25,19 +25,22 @@ def train(
     from sttm.training import run as training
 
     try:
-        training.train(settings, lambda record: print(json.dumps(record), flush=True) if as_json else _print(record))
+        training.train(
+            settings, lambda record: print(json.dumps(record), flush=True) if as_json else print_record(record)
+        )
     except training.Stopped as stopped:
         complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
         raise typer.Exit(128 + stopped.signal) from stopped
 
 
-def _print(record: Mapping[str, Any]) -> None:
+def print_record(record: Mapping[str, Any]) -> None:
     """Print one record of a run as text; missing and unreadable videos go to stderr."""
     match record.get("event"):
         case "start":
             print(record["plan"])
             resumed = f", resumed after step {record['resumed_at']}" if record["resumed_at"] is not None else ""
-            videos = f"{record['clips']:,} clips of {record['classes']} classes"
+            classes = f" of {record['classes']} classes" if record["classes"] else " without labels"
+            videos = f"{record['clips']:,} clips{classes}"
             print(f"{videos}, {record['steps']:,} steps{resumed}", flush=True)
             complain_of_videos(record["missing"], "missing")
         case "evaluation":

@@ -60,7 +60,7 @@ class Batch:
 
     pixels_BTCHW: Tensor
     targets_BK: Tensor
-    """Probabilities of the classes: one-hot, or mixed."""
+    """Probabilities of the classes: one-hot, or mixed; K = 0 without labels."""
     weight_B: Tensor
     """1, or 0 for an unreadable video, whose pixels are zeros."""
     files: list[str]
@@ -196,7 +196,7 @@ class _TrainingClips(Dataset[Batch]):
         if not videos.videos:
             raise SttmError("there is no video to train on; check data.train")
         unlabelled = next((video for video in videos.videos if video.label is None), None)
-        if unlabelled is not None:
+        if unlabelled is not None and not settings.data.unlabelled:
             raise SttmError(f"{unlabelled.path} has no label, which training needs; give a list with labels")
         self.videos, self.classes, self.seed = videos.videos, len(videos.classes), settings.run.seed
         self.settings = settings.augment
@@ -216,8 +216,8 @@ class _TrainingClips(Dataset[Batch]):
         )
         for i, (position, index) in enumerate(items):
             video, clips_of_video = self.videos[index], slice(i, None, length)
-            assert video.label is not None
-            batch.targets_BK[clips_of_video, video.label] = 1
+            if video.label is not None:
+                batch.targets_BK[clips_of_video, video.label] = 1
             pixels, error = attempt(lambda: self._clips(video, position))  # noqa: B023 - called at once
             if pixels is None:
                 batch.weight_B[clips_of_video] = 0

@@ -74,10 +74,7 @@ def apply(
         SttmError: for a model that no family knows, one that is merged already, or a compute that it cannot reach;
             the model is then as it was, byte for byte.
     """
-    _check_wrappers(model, learned or bool(motion))
-    model = unwrap(model)
-    if is_merged(model):
-        raise SttmError("this model is merged already; call sttm.remove(model) before another sttm.apply")
+    model = check_plain(model, "sttm.apply", learned=learned or bool(motion))
     backbone = backbone_of(model)
     plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion)
     install(model, plan)
@@ -134,6 +131,15 @@ def macs(model: nn.Module, clip_shape: ClipShape | None = None) -> int:
         wrong = f"this model was merged for clips of {plan.clip_shape} and not {tuple(clip_shape)}"
         raise SttmError(f"{wrong}; call sttm.remove(model) and sttm.apply(model, clip_shape=...) again")
     return plan.macs_after
+
+
+def check_plain(model: nn.Module, caller: str, *, learned: bool) -> nn.Module:
+    """Return the model inside its wrappers; raise SttmError if it is merged, or if a wrapper would not see mergers."""
+    _check_wrappers(model, learned)
+    inner = unwrap(model)
+    if is_merged(inner):
+        raise SttmError(f"this model is merged already; call sttm.remove(model) before another {caller}")
+    return inner
 
 
 def is_merged(model: nn.Module) -> bool:

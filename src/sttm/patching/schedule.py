@@ -23,7 +23,6 @@ def check_compute(compute: float) -> float:
     return float(compute)
 
 
-# Over 40 lines: most are the options and why the schedule is what it is.
 def make_plan(
     backbone: Backbone,
     model: nn.Module,
@@ -36,6 +35,31 @@ def make_plan(
     window: int | None = None,
     motion: bool | None = None,
 ) -> Plan:
+    """Return the schedule as `find_plan` does, and warn where a small token grid keeps it far below the target."""
+    plan = find_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion)
+    if plan.short_by:
+        warnings.warn(
+            f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
+            "leaves nothing between; ask for another compute, or take the plan as it is",
+            stacklevel=3,
+        )
+    return plan
+
+
+# Over 40 lines: most are the options and why the schedule is what it is.
+def find_plan(
+    backbone: Backbone,
+    model: nn.Module,
+    compute: float = 0.62,
+    method: str = "sttm",
+    learned: bool = False,
+    clip_shape: ClipShape | None = None,
+    selector: str | None = None,
+    layers: Sequence[int] | None = None,
+    window: int | None = None,
+    motion: bool | None = None,
+    shares: tuple[float, float] | None = None,
+) -> Plan:
     """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
     Two mergers, each leaving the same share of its tokens: a quarter and half way through the blocks where each leaves
@@ -46,6 +70,9 @@ def make_plan(
 
     Baselines get the same two layers, unless their spec (`MethodSpec`) says otherwise, as their papers do, or another
     choice does better for them on validation (random drop merges once, before the first block).
+
+    Args:
+        shares: how the reduction is split, as first and last merger's share (see `Search`); left out, equally.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
@@ -70,16 +97,9 @@ def make_plan(
         return empty
     _check_method(backbone, model, empty)
     _check_places(backbone, model, empty, layers, window)
-    found = Search(backbone, model, empty, layers, window).best()
+    found = Search(backbone, model, empty, layers, window, shares or (1, 1)).best()
     after = count_macs(backbone, model, empty, found)
-    plan = replace(empty, compute=after / before, macs_after=after, mergers=found)
-    if plan.short_by:
-        warnings.warn(
-            f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
-            "leaves nothing between; ask for another compute, or take the plan as it is",
-            stacklevel=3,
-        )
-    return plan
+    return replace(empty, compute=after / before, macs_after=after, mergers=found)
 
 
 def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations_with_replacement
+from itertools import accumulate, combinations_with_replacement
 
 from torch import nn
 
@@ -18,14 +18,29 @@ from sttm.patching.plan import TOLERANCE, MergerPlan, Plan, count_macs
 SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4))
 
 
+class OutOfReachError(SttmError):
+    """A compute below what the most merging leaves."""
+
+
 class Search:
-    """Search token counts that meet the target of an empty plan, one list of layers after another."""
+    """Search token counts that meet the target of an empty plan, one list of layers after another.
+
+    `shares` says how the reduction is split over the mergers: the share of the first and that of the last, with the
+    others on a line between. What is split is the logarithm of the tokens kept, or, where a method merges before every
+    block, the number of tokens taken.
+    """
 
     def __init__(
-        self, backbone: Backbone, model: nn.Module, empty: Plan, layers: Sequence[int] | None, window: int | None
+        self,
+        backbone: Backbone,
+        model: nn.Module,
+        empty: Plan,
+        layers: Sequence[int] | None,
+        window: int | None,
+        shares: tuple[float, float] = (1, 1),
     ) -> None:
         self.backbone, self.model, self.empty, self.compute = backbone, model, empty, empty.target
-        self.before, self.layers, self.window = empty.macs_before, layers, window
+        self.before, self.layers, self.window, self.shares = empty.macs_before, layers, window, shares
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
         self.spec = spec_of(empty.method)
@@ -54,8 +69,8 @@ class Search:
             raise self._out_of_reach(least)
         return min(found, key=lambda entry: entry[:2])[2]
 
-    def _out_of_reach(self, least: float) -> SttmError:
-        return SttmError(
+    def _out_of_reach(self, least: float) -> OutOfReachError:
+        return OutOfReachError(
             f"compute={self.compute:g} is out of reach for this {self.backbone.family} model with {self.empty.method}: "
             f"merging all it can leaves {least:.3f}; ask for {math.ceil(least * 100) / 100:.2f} or more"
         )
@@ -73,29 +88,36 @@ class Search:
         yield (0,)
 
     def _at(self, layers: Sequence[int], keep: float) -> list[MergerPlan]:
-        """Mergers that each leave the share `keep` of what reaches them (one slot a window at the least)."""
+        """Mergers that on average leave `keep` of what reaches them (one slot a window at the least)."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
-        for number, layer in enumerate(layers):
+        for number, (layer, share) in enumerate(zip(layers, self._weights(len(layers)), strict=True)):
             window = self.spec.windows[min(number, 1)]
             if number == 0 and self.window is not None:
                 window = self.window
             window = frames if window == WHOLE_CLIP else window
             out = frames // window if frames % window == 0 else frames
-            slots = max(1, math.floor(keep * frames * tokens / out))
+            slots = max(1, math.floor(keep**share * frames * tokens / out))
             mergers.append(MergerPlan(layer, frames, tokens, out, slots))
             frames, tokens = out, slots
         return mergers
 
     def _everywhere(self, rate: float) -> list[MergerPlan]:
-        """A merger before every block but the first, each taking `rate` tokens but at most half."""
+        """A merger before every block but the first, taking `rate` tokens on average, each at most half."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
+        until = [0.0, *accumulate(self._weights(self.depth - 1))]
         for layer in range(1, self.depth):
             before = frames * tokens
-            less = min(math.floor(rate * layer) - math.floor(rate * (layer - 1)), before // 2)
+            less = min(math.floor(rate * until[layer]) - math.floor(rate * until[layer - 1]), before // 2)
             if less:
                 mergers.append(MergerPlan(layer, frames, tokens, 1, before - less))
                 frames, tokens = 1, before - less
         return mergers
+
+    def _weights(self, count: int) -> list[float]:
+        """Return the shares of so many mergers, on a line from the first to the last, 1 on average."""
+        first, last = self.shares
+        shares = [first + (last - first) * number / max(1, count - 1) for number in range(count)]
+        return [share * count / sum(shares) for share in shares]
 
     def _solve_everywhere(self) -> tuple[MergerPlan, ...] | None:
         low, high = 0.0, self.grid.frames * self.grid.tokens / 2

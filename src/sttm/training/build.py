@@ -24,6 +24,7 @@ from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES, model_config, read_json
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
+from sttm.evaluation.inference import labels_of
 from sttm.patching import api
 from sttm.patching.saving import MODEL_TYPE, PLAN_FILE
 
@@ -38,6 +39,8 @@ LEARNED_POSITIONS = {
 
 def build_model(settings: Settings, classes: Sequence[str]) -> tuple[Any, Preprocess, Any]:
     """Return the model that training starts with, its preprocessing, and the teacher (or None).
+
+    Without classes (`data.unlabelled`) the model keeps its head.
 
     A new head and new mergers are initialised from `settings.run.seed`, so the same seed gives the same model.
 
@@ -96,7 +99,10 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
     if (folder / PLAN_FILE).exists():
         models.install_saved(model, folder)
-    _fit_head(model, classes, trained)
+    if classes:
+        _fit_head(model, classes, trained)
+    elif not trained:
+        raise SttmError(f"{settings.start} has no trained head, which training without labels keeps; give one that has")
     for key, value in model.state_dict().items():
         if not value.isfinite().all():
             raise SttmError(f"{folder} has weights that are not finite ({key}); start from another checkpoint")
@@ -190,11 +196,11 @@ def _teacher(settings: Settings, plain: Any, classes: Sequence[str]) -> Any:
         api.remove(teacher)
     saved = model_config(read_json(models.resolve(source) / "config.json"))
     known = {plain_name(label) for label in (saved.get("id2label") or {}).values()}
-    unknown = [label for label in classes if plain_name(label) not in known]
+    unknown = [label for label in classes or labels_of(plain) if plain_name(label) not in known]
     if unknown:
         raise SttmError(f"the teacher {source} has no class {unknown[0]}; train it on these classes first")
     if name is not None:
-        _fit_head(teacher, classes, trained=True)
+        _fit_head(teacher, classes or labels_of(plain), trained=True)
         if backbone_of(teacher).clip_shape(teacher) != backbone_of(plain).clip_shape(plain):
             wrong = f"the teacher {source} takes clips of another shape than the model"
             raise SttmError(f"{wrong}; choose one with the same frames and size")

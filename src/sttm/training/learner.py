@@ -83,7 +83,9 @@ class Learner:
         weight_B = batch.weight_B.to(device)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits_BK = _clip_logits(self.wrapped(pixels_BTCHW).logits, len(pixels_BTCHW))
-            loss = recipe.classification_loss(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
+            loss = logits_BK.new_zeros(())
+            if not self.settings.data.unlabelled:
+                loss = recipe.classification_loss(logits_BK, targets_BK, weight_B, self.settings.optimizer.smoothing)
             if self.teacher is None or distillation is None:
                 return loss
             with torch.no_grad():

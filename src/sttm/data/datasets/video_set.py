@@ -42,7 +42,8 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
 
     The classes are those of `data.labels`, or else those of the first list that names any, less `data.without`;
     they are the same for all splits. Where only numbers and no names are known, no clip is known to be safe to
-    mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise.
+    mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise. With
+    `data.unlabelled` the training split has no labels and no classes.
 
     Args:
         tolerant: also accept a list with many missing videos or classes without clips, as a check of the data does.
@@ -53,13 +54,14 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     """
     split = _split(data, name)
     selected = _select(split, name)
-    every = _all_classes(data, {name: selected})
+    unlabelled = data.unlabelled and name == "train"
+    every = Classes.of((), str(split.list)) if unlabelled else _all_classes(data, {name: selected})
     remaining, classes = _without(every, data.without)
     new_index = {index: number for number, index in enumerate(remaining)}
     finder = FileFinder(selected.root)
     videos, missing = [], []
     for annotation in selected.annotations:
-        index = _class_index(annotation, every, needed=name != "test")
+        index = None if unlabelled else _class_index(annotation, every, needed=name != "test")
         if index is not None and index not in new_index:
             continue
         found = finder.find(annotation, None if index is None else new_index[index])
