@@ -82,7 +82,6 @@ def test_it_finds_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration._Search, "_agreement", listen)
     found = calibration.calibration(model, clips, COMPUTE)
     assert found.agreement.kl == min(kl for kl, _ in seen)
-    assert found.default is not None and found.default.kl >= found.agreement.kl
     assert len({kl for kl, _ in seen}) > 10  # the least of equal figures would prove nothing
     assert len({str(asdict(plan)) for _, plan in seen}) == found.candidates
     # Every choice was varied.
@@ -96,7 +95,8 @@ def test_few_clips_come_first() -> None:
     model = lively("videomae")
     forwards: list[int] = []
     found = calibration.calibration(model, pixels(model, 16), COMPUTE, advance=forwards.append)
-    assert sum(forwards) < 16 * (1 + found.candidates) / 2
+    assert sum(forwards) < 16 * (1 + found.candidates) * 0.6
+    assert found.default is not None and found.default.kl > found.agreement.kl
 
 
 def test_learned_mergers_start_as_those_off_the_shelf() -> None:

@@ -21,6 +21,8 @@ COMMANDS = (
     "configs",
     "configs show",
     "eval",
+    "calibrate",
+    "distill",
     "data check",
 )
 
