@@ -38,12 +38,7 @@ PLACES: tuple[tuple[float, ...], ...] = (
 SHARES = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3))
 #: What is varied in each round, the share of all candidates that are tried by its end, the share of the clips that they
 #: are compared on, and how many go on from it.
-ROUNDS = (
-    ("layers", 0.45, 1 / 4, 4),
-    ("shares", 0.7, 1 / 4, 3),
-    ("window", 0.85, 1 / 2, 3),
-    ("selector", 1.0, 1 / 2, 3),
-)
+ROUNDS = (("layers", 0.45, 1 / 4, 4), ("shares", 0.7, 1 / 4, 3), ("window", 0.85, 1 / 2, 3), ("selector", 1, 1 / 2, 3))
 #: Candidates that are compared at most.
 LIMIT = 40
 
@@ -229,8 +224,8 @@ class _Search:
 
     def _values(self, name: str) -> list[Any]:
         """Return what a choice may be, besides the schedule's own."""
-        spec, (_, method, _) = spec_of(self.wanted[1]), self.wanted
-        if spec.whole_frames:
+        reducer = method_named(self.wanted[1])
+        if reducer.spec.whole_frames:
             return []
         frames, depth = self.backbone.grid(self.model, self.clip_shape).frames, len(self.backbone.blocks(self.model))
         match name:
@@ -241,8 +236,7 @@ class _Search:
             case "window":
                 return [window for window in (1, 2, 4) if frames % window == 0]
             case _:
-                known = method_named(method)
-                return [] if self.backbone.aligned or known.default_selector is None else list(known.selectors)
+                return [] if self.backbone.aligned or reducer.default_selector is None else list(reducer.selectors)
 
     def _add(self, choice: Choice) -> _Candidate | None:
         """Return a new candidate; None where its plan is there already, or too far below the compute."""

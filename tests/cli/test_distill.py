@@ -10,6 +10,7 @@ import torch
 
 from sttm import models
 from sttm.patching import api
+from sttm.synth.videos import SynthSettings, make
 
 SHORT = ["--steps", 2, "--batch-size", 4, "--set", "run.log_every=1", "--set", "data.workers=0"]
 
@@ -89,3 +90,15 @@ def test_mistakes_are_one_sentence(sttm, motion_model, motion_videos, clips, tmp
     outcome = sttm("distill", motion_model, *(part for pair in options.items() for part in pair))
     assert outcome.code == 2 and not outcome.out
     assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_it_wins_agreement_back(sttm, tmp_path):
+    """The bundled plain model at 0.3, on synthetic videos of its own kind."""
+    videos = make(tmp_path / "motion", SynthSettings("motion", 120, seed=11, frames=16, size=56), workers=1) / "videos"
+    args = ["distill", "sttm-motion-plain", "--data", videos, "--compute", 0.3, "-o", tmp_path / "out", "--json"]
+    outcome = sttm(*args, "--steps", 40, "--lr", 3e-4, "--set", "data.workers=0")
+    assert outcome.code == 0, outcome.err
+    end = outcome.records[-1]
+    assert end["after"]["kl"] < 0.7 * end["before"]["kl"]
+    assert end["after"]["agreement"] >= end["before"]["agreement"]

@@ -65,6 +65,24 @@ def test_finetune_page_works_as_written(tmp_path: Path) -> None:
     assert {prediction["label"] for prediction in records[0]["predictions"]} == {"waving", "clapping"}
 
 
+@pytest.mark.slow
+def test_calibrate_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs its commands in a shell, then its example."""
+    commands, (code,) = blocks("calibrate.md", "sh"), blocks("calibrate.md", "python")
+    assert [command.split()[1] for command in commands] == ["calibrate", "distill", "predict"]
+    made = make(tmp_path / "made", SynthSettings("motion", 20, frames=16, size=56), workers=1)
+    (made / "videos").rename(tmp_path / "my-videos")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+    assert len(done.stdout.splitlines()) == 20
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/calibrate.md", "exec"), {})  # the page is ours
+    for folder in ("calibrated", "calibrated-from-python", "distilled"):
+        assert 0.39 < sttm.macs(sttm.load(folder)) / sttm.macs(sttm.load("sttm-motion-plain")) <= 0.4, folder
+
+
 def test_settings_on_the_pages_are_settings() -> None:
     """The page's other settings are changes to those that it begins with."""
     (config,), changes = blocks("finetune.md", "yaml"), blocks("finetune.md", "text")

@@ -17,6 +17,7 @@ from transformers import (
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.patching.schedule import find_plan
 from sttm.benchmark.speed import SHAPES as STANDARD
 
 TARGETS = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2)
@@ -94,6 +95,19 @@ def test_layers_and_window_can_be_given() -> None:
     sttm.remove(model)
     within = sttm.apply(model, compute=0.62, learned=True, layers=[4], window=1)
     assert [(m.layer, m.frames_before, m.frames) for m in within.mergers] == [(4, 8, 8)]
+
+
+@pytest.mark.parametrize("method", ["sttm", "tome"])
+def test_shares_split_the_reduction_at_the_same_compute(method: str) -> None:
+    model = on_meta("videomae-b")
+    taken = []
+    for shares in ((3, 1), None, (1, 3)):
+        plan = find_plan(backbone_of(model), model, 0.5, method, shares=shares)
+        assert 0.49 <= plan.compute <= 0.5, plan
+        first, last = plan.mergers[0], plan.mergers[-1]
+        kept = [m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in (first, last)]
+        taken.append(kept[0] / kept[1])
+    assert taken[0] < 0.9 * taken[1] < 0.81 * taken[2]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,7 @@ class DataSettings(_Strict):
     without: tuple[str, ...] = ()
     """Classes to leave out."""
     unlabelled: bool = False
-    """Train without labels, by a distillation loss of weight 1: labels are neither needed nor read, the classes are
-    those of the model."""
+    """Train without labels: a distillation loss of weight 1, and the classes of the model."""
     max_missing: Share = 0.05
     """Largest share of a list that may be missing or unreadable; above it, training does not start."""
     direction_sensitive: bool | None = None
@@ -297,10 +296,9 @@ class Settings(_Strict):
                 "optimizer.name=muon needs whole matrices and run.strategy=fsdp shards them; use run.strategy=ddp, or "
                 "optimizer.name=adamw"
             )
-        if self.data.unlabelled and (self.distillation is None or self.distillation.weight < 1):
-            raise ValueError("data.unlabelled leaves only a distillation loss; set distillation.weight=1")
-        if self.data.unlabelled and self.model.start is None:
-            raise ValueError("data.unlabelled takes the classes of a checkpoint; set model.start")
+        weight = 0 if self.distillation is None else self.distillation.weight
+        if self.data.unlabelled and (weight < 1 or self.model.start is None):
+            raise ValueError("data.unlabelled learns from a teacher alone; set distillation.weight=1 and model.start")
         if self.distillation is not None and self.distillation.teacher is None:
             if not self.merging.merges:
                 raise ValueError("distillation from the plain model needs a merged one; set merging.compute below 1")
