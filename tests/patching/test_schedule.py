@@ -17,8 +17,8 @@ from transformers import (
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.patching.schedule import find_plan
 from sttm.benchmark.speed import SHAPES as STANDARD
+from sttm.patching.schedule import find_plan
 
 TARGETS = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2)
 SHAPES: dict[str, Callable[[], Any]] = {
