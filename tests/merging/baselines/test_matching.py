@@ -75,14 +75,16 @@ def naive_pitome(module: Any, clip: Clip, prefix: list[float] | None) -> list[Sl
 
 def naive_dpcknn(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
     found = []
-    for window in clip:
-        x, n = [unit(v) for v, _, _ in window], range(len(window))
-        apart = [[sum((a - b) ** 2 for a, b in zip(x[i], x[j], strict=True)) / C for j in n] for i in n]
-        density = [math.exp(-sum(sorted(apart[i][j] for j in n if j != i)[:5]) / 5) for i in n]
+    distances = [[[math.dist(unit(v), unit(w)) / math.sqrt(C) for w, *_ in x] for v, *_ in x] for x in clip]
+    greatest = max(distance for window in distances for row in window for distance in row)
+    for window, apart in zip(clip, distances, strict=True):
+        n = range(len(window))
+        # The token itself, at distance 0, is one of its five nearest.
+        density = [math.exp(-sum(distance**2 for distance in sorted(apart[i])[:5]) / 5) for i in n]
         score = []
         for i in n:
-            denser = [math.sqrt(apart[i][j]) for j in n if density[j] > density[i]]
-            score.append(density[i] * (min(denser) if denser else max(math.sqrt(apart[i][j]) for j in n)))
+            denser = [apart[i][j] for j in n if density[j] > density[i]]
+            score.append(density[i] * (min(denser) if denser else greatest))
         centres = sorted(n, key=lambda i: -score[i])[: module.tokens]
         groups: list[list[int]] = [[] for _ in centres]
         for i in n:
@@ -117,10 +119,10 @@ def naive_sta(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots
                 alike = {i: max(cosine(x[i], x[j]) for j in others) for i in of}
                 goes += [i for _, i in sorted((-alike[i], i) for i in of)]
             stay = sorted(set(n) - set(goes[: len(x) - module.tokens]))
-            score = dict.fromkeys(stay, 1 / len(stay))
+            score = dict.fromkeys(n, 1.0)  # all tokens of the first frame pass on what they are
         else:
             seen = [0.0 for _ in n]
-            for j in stay:
+            for j in score:
                 before = unit(clip[f - 1][j][0])
                 for i, share in enumerate(softmax([cosine(v, before) for v in x])):
                     seen[i] += share * score[j]

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from sttm.merging.ops import Table, standardised, take
 from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, Reduced, TokenReducer
 
-# Neighbours that the density of a token is measured by (as in TCFormer).
+# Neighbours that the density of a token is measured by, itself the first of them (as in TCFormer).
 NEIGHBOURS = 5
 # Cosine similarity from which tokens count as alike in PiToMe (in the paper 0.9 - 0.9 * layer / layers; here half way).
 MARGIN = 0.45
@@ -131,10 +131,12 @@ class DensityPeaks(TokenReducer):
     """Clusters around tokens of high density that are far from any denser one (DPC-KNN); each token joins its nearest.
 
     Source: Du, Ding, Jia, "Study on density peaks clustering based on k-nearest neighbors and principal component
-    analysis", 2016, as TCFormer merges by it: Zeng et al., "Not All Tokens Are Equal", CVPR 2022. As there: density
-    from the 5 nearest, exp(-mean squared distance); distance to the nearest denser token (for the densest, the farthest
-    of all); centres by the product. Different: squared distances are taken per channel, or densities would all be
-    zero; means are by size, as there is no learned importance; a window of two frames takes the place of the image.
+    analysis", 2016, as TCFormer merges by it: Zeng et al., "Not All Tokens Are Equal", CVPR 2022. As there: normalised
+    tokens; distances divided by the root of the width; density exp(-mean squared distance) from the 5 nearest, of which
+    the token itself is one; distance to the nearest denser token, and for the densest the greatest distance of the
+    clip; centres by the product; every token joins the nearest centre. Different: no noise that breaks ties, so that
+    equal clips give equal answers; means are by size, as there is no learned importance; a window of two frames takes
+    the place of the image.
     """
 
     name = "dpcknn"
@@ -157,17 +159,15 @@ class DensityPeaks(TokenReducer):
         product_BFLL = feature_BFLC @ feature_BFLC.transpose(-1, -2)
         distance_BFLL = (square_BFL[..., None] + square_BFL[..., None, :] - 2 * product_BFLL).clamp(min=0) / self.dim
         number_L = self.numbers(x_BFLC)
-        itself_LL = number_L[:, None] == number_L
-        others_BFLL = distance_BFLL.masked_fill(itself_LL, torch.inf)
-        neighbours = max(1, min(NEIGHBOURS, (self.length or x_BFLC.shape[2]) - 1))
-        near_BFLK = others_BFLL.topk(neighbours, largest=False).values
-        density_BFL = (-near_BFLK.mean(-1)).exp()
+        # Below any other distance: a token is its own nearest, and a centre stays in its own cluster even where another
+        # one has the same features.
+        own_BFLL = distance_BFLL.masked_fill(number_L[:, None] == number_L, -1)
+        near_BFLK = own_BFLL.topk(min(NEIGHBOURS, self.length or x_BFLC.shape[2]), largest=False).values
+        density_BFL = (-near_BFLK.clamp(min=0).mean(-1)).exp()
         denser_BFLL = density_BFL[..., None, :] > density_BFL[..., None]
-        above_BFL = distance_BFLL.masked_fill(~denser_BFLL, torch.inf).amin(-1)
-        above_BFL = torch.where(denser_BFLL.any(-1), above_BFL, distance_BFLL.amax(-1)).sqrt()
+        greatest_B111 = distance_BFLL.amax((1, 2, 3), keepdim=True)
+        above_BFL = torch.where(denser_BFLL, distance_BFLL, greatest_B111).amin(-1).sqrt()
         centre_BFM = (density_BFL * above_BFL).topk(self.tokens).indices
-        # A centre stays in its own cluster, even where another one has the same features.
-        own_BFLL = distance_BFLL.masked_fill(itself_LL, -1)
         return own_BFLL.gather(-1, centre_BFM[..., None, :].expand(-1, -1, len(number_L), -1)).argmin(-1)
 
 
@@ -210,15 +210,15 @@ class EViT(TokenReducer):
 class STA(TokenReducer):
     """Drops from frame to frame the tokens that were seen before and are least active.
 
-    Each kept token of a frame passes its score on to the tokens of the next by similarity (a softmax over them); a
-    token that gathers a high score there was seen before. The score is weighted by one less the token's activation,
-    and the highest are dropped.
+    Each token of the first frame, and each kept token of any later one, passes its score on to the tokens of the next
+    frame by similarity (a softmax over them); a token that gathers a high score there was seen before. The score is
+    weighted by one less the token's activation, and the highest are dropped.
 
     Source: Ding et al., "Prune Spatio-temporal Tokens by Semantic-aware Temporal Accumulation", ICCV 2023; formulas
     checked against the authors' published program, none of it used. As there: cosine similarity, the softmax without
     temperature, activation as the sum of magnitudes scaled to [0, 1] in each frame, as many tokens from each frame, the
-    first frame thinned by ToMe's matching (its even tokens, the most similar first), and two frames to a step in later
-    stages. Different: tokens, not keys; two stages, not three; always forward in time, where the paper alternates;
+    first frame thinned by ToMe's matching (its even tokens, the most similar first) but passing on the equal scores of
+    all its tokens, and two frames to a step in later stages. Different: tokens, not keys; two stages, not three; always forward in time, where the paper alternates;
     where more than half are to go, the first frame's odd tokens follow its even ones.
     """
 
@@ -231,7 +231,8 @@ class STA(TokenReducer):
     def macs(self, frames: int, tokens: int) -> int:
         length = frames * tokens // self.windows
         first = (length + 1) // 2 * (length // 2) * self.dim
-        return first + (self.windows - 1) * length * self.tokens * (self.dim + 1)
+        passed_on = [length, *[self.tokens] * (self.windows - 2)][: self.windows - 1]
+        return first + sum(passed_on) * length * (self.dim + 1)
 
     @torch.no_grad()
     def _keep(self, x_BFLC: Tensor) -> Tensor:
@@ -240,14 +241,14 @@ class STA(TokenReducer):
         active_BFL = x_BFLC.to(unit_BFLC.dtype).abs().sum(-1)
         least_BF1, most_BF1 = active_BFL.amin(-1, keepdim=True), active_BFL.amax(-1, keepdim=True)
         active_BFL = (active_BFL - least_BF1) / (most_BF1 - least_BF1).clamp(min=torch.finfo(unit_BFLC.dtype).tiny)
-        meta_BM = self._lowest(_redundancy_in_frame(unit_BFLC[:, 0]))
-        score_BM1 = torch.ones_like(meta_BM, dtype=unit_BFLC.dtype)[..., None] / self.tokens
-        metas = [meta_BM]
+        metas = [self._lowest(_redundancy_in_frame(unit_BFLC[:, 0]))]
+        # All tokens of the first frame pass the same score on, those that it drops too.
+        before_BMC, score_BM1 = unit_BFLC[:, 0], torch.ones_like(unit_BFLC[:, 0, :, :1])
         for frame in range(1, self.windows):
-            before_BMC = take(unit_BFLC[:, frame - 1 : frame], meta_BM[:, None])[:, 0]
             flow_BLM = (unit_BFLC[:, frame] @ before_BMC.transpose(-1, -2)).softmax(1)
             seen_BL1 = flow_BLM @ score_BM1
             meta_BM = self._lowest(seen_BL1.squeeze(-1) * (1 - active_BFL[:, frame]))
+            before_BMC = take(unit_BFLC[:, frame : frame + 1], meta_BM[:, None])[:, 0]
             score_BM1 = seen_BL1.gather(1, meta_BM[..., None])
             score_BM1 = score_BM1 / score_BM1.sum(1, keepdim=True)
             metas.append(meta_BM)
