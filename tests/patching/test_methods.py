@@ -30,18 +30,22 @@ every_baseline = pytest.mark.parametrize("name", BASELINES)
 
 
 @cache
-def frames_and_order(name: str) -> tuple[int, bool]:
-    """Return how many token frames a family attends over, and whether their slots must be the same places."""
+def traits(name: str) -> tuple[int, bool, bool]:
+    """Return the token frames of a family, whether slots are the same places in each, and whether blocks open up."""
     model = FAMILIES[name]()
     backbone = backbone_of(model)
-    return backbone.grid(model, backbone.clip_shape(model)).frames, backbone.aligned
+    layer = backbone.layer(backbone.blocks(model)[0])
+    return backbone.grid(model, backbone.clip_shape(model)).frames, backbone.aligned, layer.norm is not None
 
 
 def served(method: str, name: str) -> bool:
-    frames, aligned = frames_and_order(name)
+    frames, aligned, opens = traits(name)
+    spec = spec_of(method)
+    if spec.inside != "none" and not opens:
+        return False
     if frames == 1:
-        return not spec_of(method).whole_frames
-    return spec_of(method).aligned or not aligned
+        return not spec.whole_frames and spec.reads != "pixels"
+    return spec.aligned or not aligned
 
 
 CASES = [(method, name) for method in BASELINES for name in FAMILIES if served(method, name)]
@@ -125,10 +129,10 @@ def test_saved_and_loaded_is_exact(name: str, tmp_path: Path) -> None:
     assert plan_of(loaded) == plan
 
 
-def test_tome_merges_before_every_block_while_half_is_enough() -> None:
+def test_tome_merges_inside_every_block_while_half_is_enough() -> None:
     model = on_meta("videomae-b")
     plan = sttm.apply(model, 0.62, "tome")
-    assert [m.layer for m in plan.mergers] == list(range(1, 12))
+    assert [m.layer for m in plan.mergers] == list(range(12)) and all(m.inside for m in plan.mergers)
     taken = [m.frames_before * m.tokens_before - m.tokens for m in plan.mergers]
     assert {m.frames for m in plan.mergers} == {1} and max(taken[:-1]) - min(taken[:-1]) <= 1
     sttm.remove(model)
@@ -148,7 +152,8 @@ def test_one_frame_at_a_time_cannot_lose_frames() -> None:
         sttm.apply(lively("timesformer-space"), 0.5, "frames")
 
 
-def test_size_weighs_attention_as_in_tome() -> None:
+@pytest.mark.parametrize("inside", [False, True])
+def test_size_weighs_attention_as_in_tome(inside: bool) -> None:
     """Of a clip whose tubes come in equal pairs, without positions, nothing is lost when pairs merge."""
     model = FAMILIES["videomae"]().eval()
     model.videomae.embeddings.position_embeddings.zero_()
@@ -157,7 +162,7 @@ def test_size_weighs_attention_as_in_tome() -> None:
     tubes = looks.reshape(4, 4, 2, 1, 2, 3, 8, 8).expand(-1, -1, -1, 2, -1, -1, -1, -1).flatten(2, 3)
     clip = tubes.permute(0, 3, 4, 1, 5, 2, 6).reshape(1, 8, 3, 32, 32)
     before = logits(model, clip)
-    merger = MergerPlan(1, 4, 16, 1, 40)
+    merger = MergerPlan(1, 4, 16, 1, 40, inside)
     install(model, Plan(1.0, 1, 1, (merger,), "tome", False, (8, 3, 32, 32), None, "videomae"))
     torch.testing.assert_close(logits(model, clip), before, rtol=1e-4, atol=1e-5)
 

@@ -83,12 +83,17 @@ class Layer:
         keyword: the keyword argument of the layer that it hands on to its attention, by which the slots travel (so that
             gradient checkpointing captures them); None where it hands on nothing, and its forward is wrapped.
         position: the place of that argument where it is passed by position.
+        norm: the norm that the sum of attention and residual goes through on its way to the MLP; None where nothing can
+            merge inside the layer.
+        mlp: the last module of the MLP that works on each token by itself, before the residual is added.
     """
 
     module: nn.Module
     attention: tuple[Attention, ...]
     keyword: str | None = "sttm_slots"
     position: int | None = None
+    norm: nn.Module | None = None
+    mlp: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,13 @@ class Backbone(ABC):
         config = model.config
         return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
+    def mlp_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
+        """Return the share of the MLP in `block_macs`, for families in whose blocks tokens can merge."""
+        return 2 * (grid.prefix + frames * tokens) * model.config.hidden_size * model.config.intermediate_size
+
     @abstractmethod
     def layer(self, block: Any) -> Layer:
-        """Return the attention modules of a block, and how the slots reach them."""
+        """Return the attention modules of a block, how the slots reach them, and where its MLP is."""
 
     def pixels_shape(self, clips: int, clip_shape: ClipShape) -> tuple[int, ...]:
         """Return the shape of the pixels of so many clips, as a forward takes them."""
@@ -179,6 +188,10 @@ class Backbone(ABC):
 
     def width(self, model: Any) -> int:
         return int(model.config.hidden_size)
+
+    def head_width(self, model: Any) -> int:
+        """Return the width of the keys of one attention head."""
+        return getattr(model.config, "head_dim", None) or self.width(model) // model.config.num_attention_heads
 
     def check(self, model: Any) -> None:
         """Raise SttmError for a setting of the family that cannot be merged."""

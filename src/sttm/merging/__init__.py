@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sttm.errors import SttmError
 from sttm.merging.baselines.learned import PatchMerger, TokenLearner
-from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, PiToMe, ToMe
+from sttm.merging.baselines.matching import DensityPeaks, PiToMe, ToMe
+from sttm.merging.baselines.pruning import STA, EViT
 from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop
 from sttm.merging.merger import TokenMerger
 from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, TokenReducer

@@ -66,7 +66,7 @@ class Search:
             yield tuple(self.layers)
             return
         last = self.depth - 1
-        for first, second in () if self.spec.early else SCHEDULES:
+        for first, second in SCHEDULES if self.spec.schedules is None else self.spec.schedules:
             a = min(round(first * self.depth), last)
             b = min(max(round(second * self.depth), a + 1), last)
             yield (a,) if a == b else (a, b)
@@ -82,18 +82,20 @@ class Search:
             window = frames if window == WHOLE_CLIP else window
             out = frames // window if frames % window == 0 else frames
             slots = max(1, math.floor(keep * frames * tokens / out))
-            mergers.append(MergerPlan(layer, frames, tokens, out, slots))
+            inside = self.spec.inside == "all" or (self.spec.inside == "later" and number > 0)
+            mergers.append(MergerPlan(layer, frames, tokens, out, slots, inside))
             frames, tokens = out, slots
         return mergers
 
     def _everywhere(self, rate: float) -> list[MergerPlan]:
-        """A merger before every block but the first, each taking `rate` tokens but at most half."""
+        """A merger inside every block, or before every block but the first; each takes `rate` tokens, at most half."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
-        for layer in range(1, self.depth):
+        inside = self.spec.inside == "all"
+        for layer in range(0 if inside else 1, self.depth):
             before = frames * tokens
-            less = min(math.floor(rate * layer) - math.floor(rate * (layer - 1)), before // 2)
+            less = min(math.floor(rate * (layer + 1)) - math.floor(rate * layer), before // 2)
             if less:
-                mergers.append(MergerPlan(layer, frames, tokens, 1, before - less))
+                mergers.append(MergerPlan(layer, frames, tokens, 1, before - less, inside))
                 frames, tokens = 1, before - less
         return mergers
 

@@ -31,7 +31,7 @@ class RandomDrop(TokenReducer):
     """
 
     name = "random"
-    spec = MethodSpec(early=True, drops=True)
+    spec = MethodSpec(schedules=(), drops=True)
     selectors = ("stride",)
 
     def setup(self) -> None:
