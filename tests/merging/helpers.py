@@ -15,8 +15,8 @@ from sttm.merging.reducer import TokenReducer
 from sttm.merging.tokens import Tokens
 
 #: Methods that drop tokens, and those whose slots stand for other numbers of tokens than went into them.
-DROPPING = {"random", "frames", "sta"}
-UNSIZED = DROPPING | {"evit"}
+DROPPING = {"random", "frames", "sta", "rlt", "drop_merge"}
+UNSIZED = DROPPING - {"rlt"} | {"evit"}
 B, T, H, W, C = 2, 4, 4, 5, 12
 S = H * W
 

@@ -46,12 +46,13 @@ def test_macs_of_one_are_what_torch_counts(name: str, learned: bool) -> None:
 @every_method
 def test_sizes_and_means(name: str) -> None:
     given = tokens()
-    merged, _ = reducer(name)(given)
-    if name not in UNSIZED:
-        torch.testing.assert_close(merged.size_BTS.sum((1, 2)), given.size_BTS.sum((1, 2)))
-    else:
+    merged, who = reducer(name)(given)
+    if name in UNSIZED:
         assert (merged.size_BTS == 1).all()
-    if name not in UNSIZED and spec_of(name).training != "required":
+    else:
+        went = given.size_BTS.flatten(1) * (who.assignment >= 0)
+        torch.testing.assert_close(merged.size_BTS.sum((1, 2)), went.sum(1))
+    if name not in UNSIZED | DROPPING and spec_of(name).training != "required":
         before = (given.size_BTS[..., None] * given.x_BTSC).sum((1, 2))
         torch.testing.assert_close((merged.size_BTS[..., None] * merged.x_BTSC).sum((1, 2)), before)
 
@@ -100,8 +101,11 @@ def test_gradients_reach_every_parameter_and_what_is_kept(name: str, learned: bo
     merged.x_BTSC.square().sum().backward()
     assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert given.x_BTSC.grad is not None
+    kept = who.assignment >= 0
+    if name in DROPPING:  # of a run, one token is kept
+        kept = torch.zeros_like(kept).scatter(1, who.meta, True)
     # The motion feature looks for an object among all tokens, dropped ones too.
-    read = torch.ones_like(who.assignment).bool() if module.motion is not None else who.assignment >= 0
+    read = torch.ones_like(kept) if module.motion is not None else kept
     assert torch.equal(given.x_BTSC.grad.any(-1).flatten(1), read)
     assert not merged.size_BTS.requires_grad and not merged.position_BTS3.requires_grad
 

@@ -18,13 +18,15 @@ from sttm.backbones import backbone_of
 from sttm.benchmark.speed import SHAPES
 from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
+from sttm.patching.hooks import patches
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.visual.pictures import slots
 from tests.helpers import FAMILIES, lively, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {name for name in METHODS if spec_of(name).training == "required"}
-DROPPING = {"random", "frames", "sta"}
+#: RLT drops none at this budget: all tokens belong to runs.
+DROPPING = {"random", "frames", "sta", "drop_merge"}
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 
@@ -152,6 +154,43 @@ def test_one_frame_at_a_time_cannot_lose_frames() -> None:
         sttm.apply(lively("timesformer-space"), 0.5, "frames")
 
 
+def test_drop_merge_drops_first_and_merges_inside_a_later_block() -> None:
+    model = on_meta("videomae-b")
+    for compute, layers in ((0.62, [0, 6]), (0.2, [0, 3])):
+        plan = sttm.apply(model, compute, "drop_merge")
+        sttm.remove(model)
+        assert [m.layer for m in plan.mergers] == layers and [m.inside for m in plan.mergers] == [False, True]
+        left = [m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in plan.mergers]
+        assert left[0] == pytest.approx(left[1], abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2"])
+def test_rlt_reads_the_pixels_of_its_tokens(family: str) -> None:
+    """Of clips that stand still but for one patch, that patch is kept in every frame, the others once."""
+    model = lively(family)
+    clip = pixels(model, 1)[:, :1].repeat(1, 8, 1, 1, 1)
+    clip[0, :, :, 8:16, 16:24] += torch.arange(8.0)[:, None, None, None]  # row 1, column 2 of a 4 x 4 grid
+    merger = MergerPlan(0, 4, 16, 1, 16 + 3)
+    install(model, Plan(1.0, 1, 1, (merger,), "rlt", False, (8, 3, 32, 32), None, family))
+    with sttm.trace(model) as maps:
+        logits(model, clip)
+    assert maps[0].meta is not None
+    assert maps[0].meta[0].tolist() == [*range(16), 16 + 6, 32 + 6, 48 + 6]
+    assert maps[0].size[0].tolist() == [4] * 6 + [1] + [4] * 9 + [1] * 3
+
+
+def test_rlt_compares_the_ends_of_tokens() -> None:
+    """The last frame of a token with the first of the one before it, rows and columns apart."""
+    model = lively("videomae")
+    backbone = backbone_of(model)
+    clip = pixels(model, 2)
+    found = patches(clip, backbone.grid(model, (8, 3, 32, 32)))
+    for t, y, x in ((0, 0, 0), (1, 2, 3), (3, 3, 1)):
+        patch = clip[1, :, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+        ends = torch.cat((patch[2 * t].flatten(), patch[2 * t + 1].flatten()))
+        assert torch.equal(found[1, t, 4 * y + x], ends)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_size_weighs_attention_as_in_tome(inside: bool) -> None:
     """Of a clip whose tubes come in equal pairs, without positions, nothing is lost when pairs merge."""
@@ -168,7 +207,7 @@ def test_size_weighs_attention_as_in_tome(inside: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4, 4))]
+    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4, 4)), ("rlt", (1,))]
 )
 def test_windows_are_those_of_the_papers(name: str, frames: tuple[int, ...]) -> None:
     model = on_meta("videomae-b")

@@ -1,4 +1,4 @@
-"""ToMe, PiToMe and DPC-KNN: parity with plain loops."""
+"""ToMe, PiToMe, drop-then-merge and DPC-KNN: parity with plain loops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from sttm.merging.tokens import Tokens
 from tests.merging.helpers import (
@@ -124,6 +125,21 @@ def test_parity_with_plain_loops(name: str, frames: int, slots: int, seed: int) 
 @pytest.mark.parametrize("name", ["tome", "pitome"])
 def test_parity_by_keys(name: str, frames: int, slots: int) -> None:
     check_parity(reducer(name, frames, slots, depth=0.25), RULES[name], tokens())
+
+
+def test_drop_merge_drops_as_random_drop_and_merges_as_tome() -> None:
+    """Before a block, where it has no keys to read, it drops; inside a later one it merges what is left."""
+    given = tokens()
+    for training in (False, True):
+        answers = []
+        for name in ("random", "drop_merge"):
+            torch.manual_seed(0)
+            module = reducer(name, 1, 30).train(training)
+            torch.manual_seed(1)
+            answers.append(module(given))
+        (one, kept), (other, same) = answers
+        assert torch.equal(one.x_BTSC, other.x_BTSC) and torch.equal(kept.assignment, same.assignment)
+    check_parity(reducer("drop_merge", 1, 30, cue_dim=C), naive_tome, given)
 
 
 @every_size

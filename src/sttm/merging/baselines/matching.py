@@ -1,4 +1,4 @@
-"""Baselines that merge tokens of like features: ToMe, PiToMe and DPC-KNN.
+"""Baselines that merge tokens of like features: ToMe, PiToMe, drop-then-merge and DPC-KNN.
 
 None keeps slot m at one position in every frame, so a backbone with divided attention over time cannot have them.
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sttm.merging.baselines.simple import dropped
 from sttm.merging.ops import Table, averages, standardised
 from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, Reduced, TokenReducer
+from sttm.merging.selectors import StrideSelector
 
 # Neighbours that the density of a token is measured by, itself the first of them (as in TCFormer).
 NEIGHBOURS = 5
@@ -118,6 +120,45 @@ class PiToMe(ToMe):
         row_BFRL = cosine_BFLL.gather(-2, joining_BFR[..., None].expand(*joining_BFR.shape, cosine_BFLL.shape[-1]))
         cosine_BFRD = row_BFRL.gather(-1, staying_BFD[..., None, :].expand(*joining_BFR.shape, merges))
         return _slots(energy_BFL, joining_BFR, staying_BFD.gather(-1, cosine_BFRD.argmax(-1)))
+
+
+class DropMerge(ToMe):
+    """Drops tokens before the first block as random drop does, and merges what is left inside a later one as ToMe does.
+
+    Source: ours, a control of what merging adds to dropping. The order is that of ToFu, which prunes in early blocks
+    and merges in later ones: Kim et al., "Token Fusion: Bridging the Gap between Token Pruning and Token Merging", WACV
+    2024; nothing else is from there. The split: both leave the same share of the tokens that reach them. What is
+    dropped is drawn at random in training and on a regular stride in evaluation (see `RandomDrop`); what merges, and
+    how, is as in `ToMe`, the kept tokens counting one each. The merging sits half way through the blocks, and earlier
+    where under 40 % would be left. A merger that is made without `cue_dim` drops; one with it merges.
+    """
+
+    name = "drop_merge"
+    spec = MethodSpec(
+        (WHOLE_CLIP, WHOLE_CLIP), aligned=False, schedules=((0, 1 / 2), (0, 1 / 4), (0, 1 / 12)), drops=True,
+        reads="keys", inside="later",
+    )  # fmt: skip
+
+    def setup(self) -> None:
+        super().setup()
+        self.drops = self.cue_dim is None
+        self.stride = StrideSelector(self.tokens, self.length)
+
+    def reduce(
+        self,
+        x_BFLC: Tensor,
+        size_BFL: Tensor,
+        position_BFL3: Tensor,
+        prefix_BPC: Tensor | None,
+        cue_BWLD: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Reduced:
+        if self.drops:
+            return dropped(x_BFLC, position_BFL3, self.stride, at_random=self.training)
+        return super().reduce(x_BFLC, size_BFL, position_BFL3, prefix_BPC, cue_BWLD, grid)
+
+    def macs(self, frames: int, tokens: int) -> int:
+        return 0 if self.drops else super().macs(frames, tokens)
 
 
 def halves(number_L: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Baselines that keep some tokens and drop or fuse the others by their importance: EViT and STA.
+"""Baselines that keep some tokens and drop or fuse the others: EViT, STA and RLT.
 
-Neither keeps slot m at one position in every frame, so a backbone with divided attention over time cannot have them.
+None keeps slot m at one position in every frame, so a backbone with divided attention over time cannot have them.
 
 Legend: B clips, F windows, L tokens in a window, M slots in a window, K tokens kept, A and D even and odd tokens, C
-width, P prefix tokens; 3 = (t, y, x).
+width, P prefix tokens, T frames of a window, S tokens in a frame, D width of what is read; 3 = (t, y, x).
 """
 
 from __future__ import annotations
@@ -108,6 +108,66 @@ class STA(TokenReducer):
     def _lowest(self, score_BL: Tensor) -> Tensor:
         """Return the tokens of the lowest scores, in their order: [B M]."""
         return score_BL.topk(self.tokens, largest=False).indices.sort(-1).values
+
+
+class RLT(TokenReducer):
+    """Drops the tokens that changed least since the frame before; what is kept stands for the run that it starts.
+
+    Source: Choudhury et al., "Don't Look Twice: Faster Video Transformers with Run-Length Tokenization", NeurIPS 2024;
+    the frames that are compared were checked against the authors' published program, none of it used. As there: before
+    the first block, on pixels; the change of a token is the mean absolute difference between its last frame and the
+    first frame of the token at its place one token frame before, so that slow motion counts too; all tokens of the
+    first frame come first; a kept token with the dropped ones behind it at its place is a run. Different: the number of
+    tokens is fixed, so that those that changed least are dropped, where the paper drops all below a threshold, and
+    clips differ in length; pixels are those that the model gets, normalised. The length of a run is the size of its
+    token, which counts in attention and pooling; the paper adds an embedding of the length that is trained, or nothing.
+    Where fewer tokens are to be kept than the first frame has, those that change most into the second frame are, and
+    the other places are dropped. By itself, without pixels, it compares the tokens.
+    """
+
+    name = "rlt"
+    spec = MethodSpec((WHOLE_CLIP, WHOLE_CLIP), aligned=False, schedules=(), drops=True, reads="pixels")
+
+    def reduce(
+        self,
+        x_BFLC: Tensor,
+        size_BFL: Tensor,
+        position_BFL3: Tensor,
+        prefix_BPC: Tensor | None,
+        cue_BWLD: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Reduced:
+        frames = self.frames_in // self.windows
+        seen_BFLD = torch.cat((x_BFLC, x_BFLC), -1) if cue_BWLD is None else cue_BWLD
+        change_BFL = self._changes(seen_BFLD.detach().to(size_BFL.dtype), frames)
+        kept_BFM = change_BFL.topk(self.tokens).indices.sort(-1).values
+        kept_BFL = torch.zeros_like(size_BFL).scatter(-1, kept_BFM, 1.0)
+        slot_BFL = self._runs(kept_BFL.bool(), frames)
+        length_BFL = torch.where(slot_BFL < 0, 0.0, size_BFL)
+        length_BFM = torch.zeros_like(size_BFL[..., : self.tokens]).scatter_add(-1, slot_BFL.clamp(min=0), length_BFL)
+        kept = Reduced.to_kept(x_BFLC, position_BFL3, kept_BFM)
+        kept.size_BWO, kept.slot_BWL = length_BFM, slot_BFL
+        return kept
+
+    def _changes(self, seen_BFLD: Tensor, frames: int) -> Tensor:
+        """Return how much each token changed; those of the first frame above all others: [B F L]."""
+        first_BFTSD, last_BFTSD = seen_BFLD.unflatten(2, (frames, -1)).chunk(2, dim=-1)
+        if frames == 1:
+            return torch.zeros_like(seen_BFLD[..., 0])
+        change_BFTS = (last_BFTSD[:, :, 1:] - first_BFTSD[:, :, :-1]).abs().mean(-1)
+        # Shares of the greatest change, so that 2 more is above them at any scale.
+        greatest_BF11 = change_BFTS.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(change_BFTS.dtype).tiny)
+        share_BFTS = change_BFTS / greatest_BF11
+        return torch.cat((share_BFTS[:, :, :1] + 2, share_BFTS), dim=2).flatten(2)
+
+    def _runs(self, kept_BFL: Tensor, frames: int) -> Tensor:
+        """Return the slot of each token: that of the last kept one at its place, -1 where there is none: [B F L]."""
+        kept_BFTS = kept_BFL.unflatten(2, (frames, -1))
+        number_BFTS = (kept_BFL.long().cumsum(-1) - 1).unflatten(2, (frames, -1))
+        slots = [torch.where(kept_BFTS[:, :, 0], number_BFTS[:, :, 0], -1)]
+        for frame in range(1, frames):
+            slots.append(torch.where(kept_BFTS[:, :, frame], number_BFTS[:, :, frame], slots[-1]))
+        return torch.stack(slots, dim=2).flatten(2)
 
 
 def _redundancy_in_frame(unit_BLC: Tensor) -> Tensor:
