@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from sttm.patching.api import install, plan_of
 from sttm.patching.hooks import MERGER
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.patching.state import local
-from tests.helpers import FAMILIES, lively, logits, pixels, videomae
+from tests.helpers import FAMILIES, lively, logits, pixels, stir, videomae
 
 METHODS_INSIDE = [name for name in METHODS if spec_of(name).inside == "all"]
 OPEN = [name for name in FAMILIES if not name.startswith("timesformer")]
@@ -127,6 +128,29 @@ def test_a_recomputation_follows_the_map(family: str, method: str, reentrant: bo
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     (model(pixels(model)).logits.square().sum() + model(pixels(model, seed=3)).logits.square().sum()).backward()
     assert len(calls) == 2 * len(plan_of(model).mergers) and not local.steps
+
+
+@some_cases
+@pytest.mark.parametrize("reentrant", [None, False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_motion_is_added_to_the_slots_that_leave_the_block(family: str, method: str, reentrant: bool | None) -> None:
+    model = lively(family)
+    sttm.apply(model, 0.5, method, motion=True)
+    at_start = logits(model, pixels(model))
+    twin = lively(family)
+    install(twin, replace(plan_of(model), motion=False, learned=False))
+    assert torch.equal(at_start, logits(twin, pixels(model)))
+    stir(model)
+    moved = logits(model, pixels(model))
+    assert not torch.allclose(moved, at_start, atol=1e-5)
+    model.train()
+    if reentrant is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    out = model(pixels(model)).logits
+    torch.testing.assert_close(out, moved, rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    dead = [n for n, p in model.named_parameters() if ".merger." in n and (p.grad is None or not p.grad.any())]
+    assert dead == []
 
 
 @some_cases

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.backbones.base import patches
 from sttm.benchmark.speed import SHAPES
 from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
-from sttm.patching.hooks import patches
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.visual.pictures import slots
 from tests.helpers import FAMILIES, lively, logits, pixels

@@ -233,6 +233,19 @@ def pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
+def patches(pixels_BUCYX: Tensor, grid: Grid) -> Tensor:
+    """Return the pixels of each token in its first frame, then those in its last: [B T S D]."""
+    # B clips, U frames, C channels, Y rows and X columns of pixels; D pixels of the two ends of a token.
+    _, U, _, Y, X = pixels_BUCYX.shape
+    used, height, width = max(1, U // grid.frames), Y // grid.height, X // grid.width
+    cut = pixels_BUCYX[:, : grid.frames * used, :, : grid.height * height, : grid.width * width]
+    x_BTUCYX = cut.unflatten(1, (grid.frames, used))
+    ends_BT2CYX = torch.stack((x_BTUCYX[:, :, 0], x_BTUCYX[:, :, -1]), dim=2)
+    # [B T 2 C H*h W*w] -> [B T H W 2 C h w] -> [B T S D]
+    split = ends_BT2CYX.unflatten(5, (grid.width, width)).unflatten(4, (grid.height, height))
+    return split.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(2, 3)
+
+
 def check_clip(family: str, wanted: ClipShape, given: ClipShape, tubelet: int) -> None:
     """Raise SttmError unless a clip has the picture size and the token frames of a family with learnt positions."""
     if wanted[1:] != given[1:] or wanted[0] // tubelet != given[0] // tubelet:

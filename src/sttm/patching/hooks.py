@@ -1,7 +1,7 @@
 """The hooks of a merged model: they open the state of a forward, merge before or inside blocks, hand the slots on.
 
 Legend: B clips, T frames, S tokens in a frame, F frames and M slots in a frame after a merger, C width, N tokens, P
-prefix tokens, D values of two patches, U token frames of a patch.
+prefix tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttm.backbones.base import Backbone, ClipShape, Grid, Layer, Slots
+from sttm.backbones.base import Backbone, ClipShape, Grid, Layer, Slots, patches
 from sttm.errors import SttmError
 from sttm.merging import MethodSpec
 from sttm.merging.tokens import MergeMap, Tokens
@@ -181,8 +181,8 @@ class MergeInside(Merger):
         step = kwargs[self.keyword].step
         self.record(current(self.key), step.map, step.after)
         if isinstance(output, tuple):
-            return self._averages(output[0], step.map), *output[1:]
-        return self._averages(output, step.map)
+            return self._moved(output[0], step), *output[1:]
+        return self._moved(output, step)
 
     @torch.no_grad()
     def _match(self, hidden_BNC: Tensor, step: Step) -> None:
@@ -191,26 +191,25 @@ class MergeInside(Merger):
         assert step.cue_BNE is not None, "attention ran without its slots"
         given = self.tokens(hidden_BNC, step.before)
         given.cue_BTSD, _ = self.backbone.split(step.cue_BNE, frames, tokens, self.grid.prefix)
-        merged, step.map = step.merger(given)
+        merged, step.map = step.merger(given, moved=False)
         step.after, step.cue_BNE = self.slots(merged), None
+
+    def _moved(self, hidden_BNC: Tensor, step: Step) -> Tensor:
+        """Return the slots of what a block computed for each token, with their motion feature where there is one."""
+        assert step.map is not None and step.after is not None
+        slots_BNC = self._averages(hidden_BNC, step.map)
+        merger: Any = step.merger
+        if merger.motion is None:
+            return slots_BNC
+        x_BFMC, prefix_BPC = self.backbone.split(slots_BNC, *step.map.grid[1], self.grid.prefix)
+        merged = Tokens(x_BFMC, step.after.size_BFM, step.after.position_BFM3)
+        return self.backbone.join(merger.move(self.tokens(hidden_BNC, step.before), merged), prefix_BPC)
 
     def _averages(self, hidden_BNC: Tensor, merge_map: MergeMap) -> Tensor:
         """Average the hidden states of the tokens of each slot."""
         x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, *merge_map.grid[0], self.grid.prefix)
         x_BFMC = merge_map.merge(x_BTSC.flatten(1, 2)).unflatten(1, merge_map.grid[1])
         return self.backbone.join(x_BFMC, prefix_BPC)
-
-
-def patches(pixels_BUCYX: Tensor, grid: Grid) -> Tensor:
-    """Return the pixels of each token in its first frame, then those in its last: [B T S D]."""
-    _, U, _, Y, X = pixels_BUCYX.shape
-    used, height, width = max(1, U // grid.frames), Y // grid.height, X // grid.width
-    cut = pixels_BUCYX[:, : grid.frames * used, :, : grid.height * height, : grid.width * width]
-    x_BTUCYX = cut.unflatten(1, (grid.frames, used))
-    ends_BT2CYX = torch.stack((x_BTUCYX[:, :, 0], x_BTUCYX[:, :, -1]), dim=2)
-    # [B T 2 C H*h W*w] -> [B T H W 2 C h w] -> [B T S D]
-    split = ends_BT2CYX.unflatten(5, (grid.width, width)).unflatten(4, (grid.height, height))
-    return split.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(2, 3)
 
 
 class TakeSlots:
