@@ -135,8 +135,8 @@ class DropMerge(ToMe):
 
     name = "drop_merge"
     spec = MethodSpec(
-        (WHOLE_CLIP, WHOLE_CLIP), aligned=False, schedules=((0, 1 / 2), (0, 1 / 4), (0, 1 / 12)), drops=True,
-        reads="keys", inside="later",
+        (WHOLE_CLIP, WHOLE_CLIP), aligned=False, schedules=((0, 1 / 2), (0, 1 / 4), (0, 1 / 12)), gentle=0.4,
+        drops=True, reads="keys", inside="later",
     )  # fmt: skip
 
     def setup(self) -> None:
