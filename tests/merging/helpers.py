@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from sttm.merging.reducer import TokenReducer
 from sttm.merging.tokens import Tokens
 
 #: Methods that drop tokens, and those whose slots stand for other numbers of tokens than went into them.
-DROPPING = {"random", "frames", "sta"}
-UNSIZED = DROPPING | {"evit"}
+DROPPING = {"random", "frames", "sta", "rlt", "drop_merge"}
+UNSIZED = DROPPING - {"rlt"} | {"evit"}
 B, T, H, W, C = 2, 4, 4, 5, 12
 S = H * W
 
@@ -44,19 +45,26 @@ def reducer(name: str, frames: int = 2, slots: int = 7, **changes: Any) -> Any:
 
 
 def tokens(seed: int = 0, dtype: torch.dtype = torch.float64, prefix: bool = True) -> Tokens:
-    """Return tokens of uneven sizes, as an earlier merger leaves them."""
+    """Return tokens of uneven sizes, as an earlier merger leaves them, with a cue."""
     make = torch.Generator().manual_seed(seed)
     x = torch.randn(B, T, S, C, generator=make, dtype=torch.float64).to(dtype)
     plain = Tokens.of_grid(x, H, W, torch.randn(B, 1, C, generator=make).to(dtype) if prefix else None)
     size = torch.randint(1, 5, (B, T, S), generator=make).double()
-    return Tokens(x, size, plain.position_BTS3, plain.prefix_BPC)
+    return cued(Tokens(x, size, plain.position_BTS3, plain.prefix_BPC))
+
+
+def cued(given: Tokens) -> Tokens:
+    """Return tokens with a cue, for methods that read more than the tokens: random, positive, as wide as they are."""
+    cue = torch.rand(given.x_BTSC.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return replace(given, cue_BTSD=cue.to(given.x_BTSC))
 
 
 # --- plain loops: for one clip, windows of tokens -> for each window its slots, as {token: weight}, and sizes
 
 Slots = list[tuple[dict[int, float], float]]
 Clip = list[list[tuple[list[float], float, list[float]]]]  # window, token: (features, size, position)
-Rule = Callable[[Any, Clip, list[float] | None], list[Slots]]
+#: module, clip, prefix token, and the cue of each token of each window -> the slots of each window
+Rule = Callable[..., list[Slots]]
 
 
 def unit(v: list[float]) -> list[float]:
@@ -110,7 +118,11 @@ def check_parity(module: TokenReducer, rule: Rule, given: Tokens) -> None:
         rows = [column.tolist() for column in (*columns, given.position_BTS3[b].reshape(windows, -1, 3))]
         clip = [list(zip(*window, strict=True)) for window in zip(*rows, strict=True)]
         prefix = None if given.prefix_BPC is None else given.prefix_BPC[b, 0].tolist()
-        found = [(window, *slot) for window, s in zip(clip, rule(module, clip, prefix), strict=True) for slot in s]
+        more: tuple[Any, ...] = ()
+        if given.cue_BTSD is not None and spec_of(module.name).reads != "tokens":
+            more = (given.cue_BTSD[b].reshape(windows, T * S // windows, -1).tolist(),)
+        slots_of_windows = rule(module, clip, prefix, *more)
+        found = [(window, *slot) for window, s in zip(clip, slots_of_windows, strict=True) for slot in s]
         assert len(found) == module.frames * module.tokens
         x, size, place = (flat[b] for flat in (merged.x_BTSC, merged.size_BTS, merged.position_BTS3))
         for axis, out in ((0, x), (2, place)):

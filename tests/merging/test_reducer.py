@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,13 +15,29 @@ from torch.utils.flop_counter import FlopCounterMode
 import sttm
 from sttm.merging import METHODS, method_named, spec_of
 from sttm.merging.tokens import Tokens
-from tests.merging.helpers import DROPPING, MODES, UNSIZED, B, C, H, S, T, W, every_method, every_mode, reducer, tokens
+from tests.merging.helpers import (
+    DROPPING,
+    MODES,
+    UNSIZED,
+    B,
+    C,
+    H,
+    S,
+    T,
+    W,
+    cued,
+    every_method,
+    every_mode,
+    reducer,
+    tokens,
+)
 
 
 @every_mode
 def test_macs_of_one_are_what_torch_counts(name: str, learned: bool) -> None:
     module = reducer(name, 2, 11, learned=learned).to("meta")
     given = Tokens.of_grid(torch.empty(1, T, S, C, device="meta"), H, W)
+    given.cue_BTSD = torch.empty_like(given.x_BTSC)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.float()(given)
     assert counter.get_total_flops() / 2 == module.total_macs(T, S)
@@ -29,12 +46,13 @@ def test_macs_of_one_are_what_torch_counts(name: str, learned: bool) -> None:
 @every_method
 def test_sizes_and_means(name: str) -> None:
     given = tokens()
-    merged, _ = reducer(name)(given)
-    if name not in UNSIZED:
-        torch.testing.assert_close(merged.size_BTS.sum((1, 2)), given.size_BTS.sum((1, 2)))
-    else:
+    merged, who = reducer(name)(given)
+    if name in UNSIZED:
         assert (merged.size_BTS == 1).all()
-    if name not in UNSIZED and spec_of(name).training != "required":
+    else:
+        went = given.size_BTS.flatten(1) * (who.assignment >= 0)
+        torch.testing.assert_close(merged.size_BTS.sum((1, 2)), went.sum(1))
+    if name not in UNSIZED | DROPPING and spec_of(name).training != "required":
         before = (given.size_BTS[..., None] * given.x_BTSC).sum((1, 2))
         torch.testing.assert_close((merged.size_BTS[..., None] * merged.x_BTSC).sum((1, 2)), before)
 
@@ -43,7 +61,7 @@ def test_sizes_and_means(name: str) -> None:
 def test_a_constant_stays_constant(name: str) -> None:
     given = tokens()
     module = reducer(name)
-    merged, who = module(Tokens(torch.full_like(given.x_BTSC, 3.25), given.size_BTS, given.position_BTS3))
+    merged, who = module(replace(given, x_BTSC=torch.full_like(given.x_BTSC, 3.25)))
     torch.testing.assert_close(merged.x_BTSC, torch.full_like(merged.x_BTSC, 3.25))
     assert merged.size_BTS.isfinite().all() and merged.position_BTS3.isfinite().all()
     assert who.assignment.max() < module.frames * module.tokens
@@ -63,6 +81,24 @@ def test_a_dropped_token_leaves_nothing_and_a_kept_one_everything(name: str) -> 
 
 
 @every_mode
+def test_a_map_merges_as_the_method_does(name: str, learned: bool) -> None:
+    """Where slots are averages, the map alone makes them; else it says that it cannot."""
+    given = tokens()
+    module = reducer(name, learned=learned)
+    merged, who = module(given)
+    if name == "sttm" or spec_of(name).training == "required":
+        with pytest.raises(sttm.SttmError, match="no averages of the tokens"):
+            who.merge(given.x_BTSC.flatten(1, 2))
+        return
+    torch.testing.assert_close(who.merge(given.position_BTS3.double().flatten(1, 2)), who.position)
+    averages = who.merge(given.x_BTSC.flatten(1, 2))
+    without, _ = module(given, moved=False)
+    torch.testing.assert_close(averages, without.x_BTSC.flatten(1, 2))
+    if module.motion is None:
+        assert torch.equal(merged.x_BTSC, without.x_BTSC)
+
+
+@every_mode
 def test_gradients_reach_every_parameter_and_what_is_kept(name: str, learned: bool) -> None:
     module, given = reducer(name, learned=learned).train(), tokens()
     given.x_BTSC.requires_grad_()
@@ -70,8 +106,11 @@ def test_gradients_reach_every_parameter_and_what_is_kept(name: str, learned: bo
     merged.x_BTSC.square().sum().backward()
     assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert given.x_BTSC.grad is not None
+    kept = who.assignment >= 0
+    if name in DROPPING:  # of a run, one token is kept
+        kept = torch.zeros_like(kept).scatter(1, who.meta, True)
     # The motion feature looks for an object among all tokens, dropped ones too.
-    read = torch.ones_like(who.assignment).bool() if module.motion is not None else who.assignment >= 0
+    read = torch.ones_like(kept) if module.motion is not None else kept
     assert torch.equal(given.x_BTSC.grad.any(-1).flatten(1), read)
     assert not merged.size_BTS.requires_grad and not merged.position_BTS3.requires_grad
 
@@ -82,7 +121,7 @@ def test_gradients_reach_every_parameter_and_what_is_kept(name: str, learned: bo
 def test_finite_at_any_scale(name: str, learned: bool, dtype: torch.dtype, scale: float) -> None:
     x = torch.randn(1, T, S, C, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     x[..., 0] = 2.0  # a channel of massive activations
-    merged, _ = reducer(name, learned=learned).to(dtype)(Tokens.of_grid((x * scale).to(dtype), H, W))
+    merged, _ = reducer(name, learned=learned).to(dtype)(cued(Tokens.of_grid((x * scale).to(dtype), H, W)))
     assert merged.x_BTSC.dtype == dtype and merged.x_BTSC.isfinite().all()
     assert (merged.size_BTS > 0).all() and merged.position_BTS3.abs().max() <= 1 + 1e-6
 
@@ -91,9 +130,9 @@ def test_finite_at_any_scale(name: str, learned: bool, dtype: torch.dtype, scale
 def test_one_token_a_window_can_be_left(name: str) -> None:
     x = torch.randn(1, T, 1, C, dtype=torch.float64)
     module = METHODS[name](C, 2, 1, frames_in=T, learned=spec_of(name).training == "required").double().eval()
-    assert module(Tokens.of_grid(x, 1, 1))[0].x_BTSC.isfinite().all()
+    assert module(cued(Tokens.of_grid(x, 1, 1)))[0].x_BTSC.isfinite().all()
     single = METHODS[name](C, T, 1, frames_in=T, learned=spec_of(name).training == "required").double().eval()
-    torch.testing.assert_close(single(Tokens.of_grid(x, 1, 1))[0].x_BTSC, x)
+    torch.testing.assert_close(single(cued(Tokens.of_grid(x, 1, 1)))[0].x_BTSC, x)
 
 
 @every_mode
@@ -150,8 +189,8 @@ def test_every_method_has_a_name_and_an_unknown_one_gets_the_list() -> None:
 
 def columns(given: Tokens) -> tuple[Tensor, ...]:
     """Return what is in `given`, as tensors with the clips first."""
-    assert given.prefix_BPC is not None
-    return given.x_BTSC, given.size_BTS, given.position_BTS3, given.prefix_BPC
+    assert given.prefix_BPC is not None and given.cue_BTSD is not None
+    return given.x_BTSC, given.size_BTS, given.position_BTS3, given.prefix_BPC, given.cue_BTSD
 
 
 class Twice(nn.Module):
@@ -165,8 +204,9 @@ class Twice(nn.Module):
         self.second = METHODS[name](C, frames, slots, **sizes, learned=learned).double().eval()
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        merged, one = self.first(Tokens(*given))
-        merged, two = self.second(merged)
+        x, size, position, prefix, cue = given
+        merged, one = self.first(Tokens(x, size, position, prefix, cue))
+        merged, two = self.second(replace(merged, cue_BTSD=merged.x_BTSC.abs()))
         assert one is not None and two is not None
         return merged.x_BTSC, merged.size_BTS, merged.position_BTS3, one.assignment, two.assignment
 
@@ -180,7 +220,7 @@ def test_vmap_over_clips_is_a_loop(name: str, learned: bool) -> None:
         torch.testing.assert_close(together, torch.stack(each))
 
     def from_pixels(x: Tensor) -> Tensor:  # sizes and positions are then the same for all, and not batched
-        return module.first(Tokens.of_grid(x, H, W))[0].x_BTSC
+        return module.first(replace(Tokens.of_grid(x, H, W), cue_BTSD=x.abs()))[0].x_BTSC
 
     x = torch.stack([clip[0] for clip in clips])
     torch.testing.assert_close(torch.func.vmap(from_pixels)(x), torch.stack([from_pixels(one) for one in x]))
@@ -201,7 +241,7 @@ def test_a_trace_holds_for_other_clips_and_batches(name: str, learned: bool) -> 
 def test_exports_with_any_number_of_clips_and_operators_that_onnx_has(name: str, learned: bool) -> None:
     module = Twice(name, learned)
     clips = torch.export.Dim("clips", min=1, max=64)
-    program = torch.export.export(module, columns(tokens()), dynamic_shapes={"given": ({0: clips},) * 4})
+    program = torch.export.export(module, columns(tokens()), dynamic_shapes={"given": ({0: clips},) * 5})
     used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [name for name in used if "rshift" in name or "scatter_reduce" in name or "autocast" in name]
     more = tuple(torch.cat(pair) for pair in zip(columns(tokens(1)), columns(tokens(2)), strict=True))

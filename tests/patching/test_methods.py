@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.backbones.base import patches
 from sttm.benchmark.speed import SHAPES
 from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
@@ -24,24 +25,29 @@ from tests.helpers import FAMILIES, lively, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {name for name in METHODS if spec_of(name).training == "required"}
-DROPPING = {"random", "frames", "sta"}
+#: RLT drops none at this budget: all tokens belong to runs.
+DROPPING = {"random", "frames", "sta", "drop_merge"}
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 
 
 @cache
-def frames_and_order(name: str) -> tuple[int, bool]:
-    """Return how many token frames a family attends over, and whether their slots must be the same places."""
+def traits(name: str) -> tuple[int, bool, bool]:
+    """Return the token frames of a family, whether slots are the same places in each, and whether blocks open up."""
     model = FAMILIES[name]()
     backbone = backbone_of(model)
-    return backbone.grid(model, backbone.clip_shape(model)).frames, backbone.aligned
+    layer = backbone.layer(backbone.blocks(model)[0])
+    return backbone.grid(model, backbone.clip_shape(model)).frames, backbone.aligned, layer.norm is not None
 
 
 def served(method: str, name: str) -> bool:
-    frames, aligned = frames_and_order(name)
+    frames, aligned, opens = traits(name)
+    spec = spec_of(method)
+    if spec.inside != "none" and not opens:
+        return False
     if frames == 1:
-        return not spec_of(method).whole_frames
-    return spec_of(method).aligned or not aligned
+        return not spec.whole_frames and spec.reads != "pixels"
+    return spec.aligned or not aligned
 
 
 CASES = [(method, name) for method in BASELINES for name in FAMILIES if served(method, name)]
@@ -125,10 +131,10 @@ def test_saved_and_loaded_is_exact(name: str, tmp_path: Path) -> None:
     assert plan_of(loaded) == plan
 
 
-def test_tome_merges_before_every_block_while_half_is_enough() -> None:
+def test_tome_merges_inside_every_block_while_half_is_enough() -> None:
     model = on_meta("videomae-b")
     plan = sttm.apply(model, 0.62, "tome")
-    assert [m.layer for m in plan.mergers] == list(range(1, 12))
+    assert [m.layer for m in plan.mergers] == list(range(12)) and all(m.inside for m in plan.mergers)
     taken = [m.frames_before * m.tokens_before - m.tokens for m in plan.mergers]
     assert {m.frames for m in plan.mergers} == {1} and max(taken[:-1]) - min(taken[:-1]) <= 1
     sttm.remove(model)
@@ -148,7 +154,45 @@ def test_one_frame_at_a_time_cannot_lose_frames() -> None:
         sttm.apply(lively("timesformer-space"), 0.5, "frames")
 
 
-def test_size_weighs_attention_as_in_tome() -> None:
+def test_drop_merge_drops_first_and_merges_inside_a_later_block() -> None:
+    model = on_meta("videomae-b")
+    for compute, layers in ((0.62, [0, 6]), (0.2, [0, 3])):
+        plan = sttm.apply(model, compute, "drop_merge")
+        sttm.remove(model)
+        assert [m.layer for m in plan.mergers] == layers and [m.inside for m in plan.mergers] == [False, True]
+        left = [m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in plan.mergers]
+        assert left[0] == pytest.approx(left[1], abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2"])
+def test_rlt_reads_the_pixels_of_its_tokens(family: str) -> None:
+    """Of clips that stand still but for one patch, that patch is kept in every frame, the others once."""
+    model = lively(family)
+    clip = pixels(model, 1)[:, :1].repeat(1, 8, 1, 1, 1)
+    clip[0, :, :, 8:16, 16:24] += torch.arange(8.0)[:, None, None, None]  # row 1, column 2 of a 4 x 4 grid
+    merger = MergerPlan(0, 4, 16, 1, 16 + 3)
+    install(model, Plan(1.0, 1, 1, (merger,), "rlt", False, (8, 3, 32, 32), None, family))
+    with sttm.trace(model) as maps:
+        logits(model, clip)
+    assert maps[0].meta is not None
+    assert maps[0].meta[0].tolist() == [*range(16), 16 + 6, 32 + 6, 48 + 6]
+    assert maps[0].size[0].tolist() == [4] * 6 + [1] + [4] * 9 + [1] * 3
+
+
+def test_rlt_compares_the_ends_of_tokens() -> None:
+    """The last frame of a token with the first of the one before it, rows and columns apart."""
+    model = lively("videomae")
+    backbone = backbone_of(model)
+    clip = pixels(model, 2)
+    found = patches(clip, backbone.grid(model, (8, 3, 32, 32)))
+    for t, y, x in ((0, 0, 0), (1, 2, 3), (3, 3, 1)):
+        patch = clip[1, :, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+        ends = torch.cat((patch[2 * t].flatten(), patch[2 * t + 1].flatten()))
+        assert torch.equal(found[1, t, 4 * y + x], ends)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_size_weighs_attention_as_in_tome(inside: bool) -> None:
     """Of a clip whose tubes come in equal pairs, without positions, nothing is lost when pairs merge."""
     model = FAMILIES["videomae"]().eval()
     model.videomae.embeddings.position_embeddings.zero_()
@@ -157,13 +201,13 @@ def test_size_weighs_attention_as_in_tome() -> None:
     tubes = looks.reshape(4, 4, 2, 1, 2, 3, 8, 8).expand(-1, -1, -1, 2, -1, -1, -1, -1).flatten(2, 3)
     clip = tubes.permute(0, 3, 4, 1, 5, 2, 6).reshape(1, 8, 3, 32, 32)
     before = logits(model, clip)
-    merger = MergerPlan(1, 4, 16, 1, 40)
+    merger = MergerPlan(1, 4, 16, 1, 40, inside)
     install(model, Plan(1.0, 1, 1, (merger,), "tome", False, (8, 3, 32, 32), None, "videomae"))
     torch.testing.assert_close(logits(model, clip), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4, 4))]
+    ("name", "frames"), [("evit", (1, 1)), ("sta", (8, 4)), ("tokenlearner", (8, 8)), ("pool", (4, 4)), ("rlt", (1,))]
 )
 def test_windows_are_those_of_the_papers(name: str, frames: tuple[int, ...]) -> None:
     model = on_meta("videomae-b")

@@ -12,6 +12,7 @@ from torch import nn
 import sttm
 from sttm.backbones import backbone_of
 from sttm.merging import METHODS, spec_of
+from sttm.merging.tokens import compose
 from sttm.patching import api
 from sttm.patching.plan import MergerPlan, Plan
 from tests.helpers import CLIP, FAMILIES, lively, logits, pixels, videomae
@@ -65,7 +66,7 @@ def test_a_head_on_the_first_token_reads_the_slot_it_went_to(method: str) -> Non
     sttm.apply(model, compute=0.6, method=method, learned=True)
     with sttm.trace(model) as maps, torch.no_grad():
         hidden = model.videomae(pixels(model))[0]
-        first = maps[1].assignment.gather(1, maps[0].assignment[:, :1])[:, 0]
+        first = compose(maps).assignment[:, 0]
         expected = nn.functional.linear(hidden[torch.arange(2), first], model.classifier.weight, model.classifier.bias)
     torch.testing.assert_close(logits(model, pixels(model)), expected)
 

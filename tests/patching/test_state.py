@@ -16,11 +16,16 @@ from sttm.backbones import backbone_of
 from sttm.patching.state import local
 from tests.helpers import FAMILIES, lively, logits, pixels, stir
 
+#: The merger in every family; methods that merge inside a block in those whose blocks open up.
+INSIDE = [("videomae", "evit"), ("vivit", "tome"), ("vjepa2", "tome"), ("vit", "evit")]
+CASES = [*((family, "sttm") for family in FAMILIES), *INSIDE]
 
-@pytest.fixture(params=FAMILIES)
+
+@pytest.fixture(params=CASES, ids="-".join)
 def model(request: pytest.FixtureRequest) -> Any:
-    model = lively(request.param)
-    sttm.apply(model, compute=0.6, learned=True)
+    family, method = request.param
+    model = lively(family)
+    sttm.apply(model, compute=0.6, method=method, learned=True)
     stir(model)
     return model
 
@@ -97,7 +102,7 @@ def test_checkpointed_forwards_before_one_backward(model: Any, reentrant: bool) 
     other = threading.Thread(target=total.backward)
     other.start()
     other.join()
-    assert not local.states and local.slots is None
+    assert not local.states and local.slots is None and not local.steps
     found = gradients(model)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -128,7 +133,7 @@ def test_an_exception_leaves_nothing_behind(model: Any) -> None:
             with pytest.raises(RuntimeError, match="in the middle"):
                 logits(model, pixels(model, 1, seed=9))
             handle.remove()
-            assert local.states == []
+            assert local.states == [] and local.steps == []
             assert torch.equal(logits(model, pixels(model)), expected)
 
 

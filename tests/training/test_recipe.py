@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+import sttm
 from sttm.backbones import backbone_of
 from sttm.config.settings import DistillationSettings
 from sttm.training import recipe
+from tests.helpers import videomae
 
 
 def test_loss_is_cross_entropy() -> None:
@@ -70,6 +72,21 @@ def test_drop_path_grows_with_depth_from_zero_at_the_first_block(merged: Any) ->
     merged(clips).logits.sum().backward()
     merged.eval()
     assert torch.equal(merged(clips).logits, merged(clips).logits)
+
+
+@pytest.mark.parametrize("method", ["sttm", "tome"])
+@pytest.mark.parametrize("first", ["merge", "drop"])
+def test_drop_path_around_a_merger(method: str, first: str) -> None:
+    """Before a block or inside it, merged before or after drop path was added: a skipped block merges all the same."""
+    model = videomae()
+    if first == "drop":
+        recipe.add_drop_path(model, 0.9)
+    sttm.apply(model, 0.6, method)
+    if first == "merge":
+        recipe.add_drop_path(model, 0.9)
+    model.train()
+    torch.manual_seed(0)
+    assert model(torch.randn(4, 8, 3, 32, 32)).logits.isfinite().all()
 
 
 def test_average_is_the_recursion_and_gives_the_weights_back() -> None:

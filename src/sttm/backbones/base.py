@@ -83,12 +83,17 @@ class Layer:
         keyword: the keyword argument of the layer that it hands on to its attention, by which the slots travel (so that
             gradient checkpointing captures them); None where it hands on nothing, and its forward is wrapped.
         position: the place of that argument where it is passed by position.
+        norm: the norm that the sum of attention and residual goes through on its way to the MLP; None where nothing can
+            merge inside the layer.
+        mlp: the last module of the MLP that works on each token by itself, before the residual is added.
     """
 
     module: nn.Module
     attention: tuple[Attention, ...]
     keyword: str | None = "sttm_slots"
     position: int | None = None
+    norm: nn.Module | None = None
+    mlp: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,13 @@ class Backbone(ABC):
         config = model.config
         return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
 
+    def mlp_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
+        """Return the share of the MLP in `block_macs`, for families in whose blocks tokens can merge."""
+        return 2 * (grid.prefix + frames * tokens) * model.config.hidden_size * model.config.intermediate_size
+
     @abstractmethod
     def layer(self, block: Any) -> Layer:
-        """Return the attention modules of a block, and how the slots reach them."""
+        """Return the attention modules of a block, how the slots reach them, and where its MLP is."""
 
     def pixels_shape(self, clips: int, clip_shape: ClipShape) -> tuple[int, ...]:
         """Return the shape of the pixels of so many clips, as a forward takes them."""
@@ -179,6 +188,10 @@ class Backbone(ABC):
 
     def width(self, model: Any) -> int:
         return int(model.config.hidden_size)
+
+    def head_width(self, model: Any) -> int:
+        """Return the width of the keys of one attention head."""
+        return getattr(model.config, "head_dim", None) or self.width(model) // model.config.num_attention_heads
 
     def check(self, model: Any) -> None:
         """Raise SttmError for a setting of the family that cannot be merged."""
@@ -218,6 +231,19 @@ class Backbone(ABC):
 def pair(size: Any) -> tuple[int, int]:
     """Return (height, width) of a setting that may be one number."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def patches(pixels_BUCYX: Tensor, grid: Grid) -> Tensor:
+    """Return the pixels of each token in its first frame, then those in its last: [B T S D]."""
+    # B clips, U frames, C channels, Y rows and X columns of pixels; D pixels of the two ends of a token.
+    _, U, _, Y, X = pixels_BUCYX.shape
+    used, height, width = max(1, U // grid.frames), Y // grid.height, X // grid.width
+    cut = pixels_BUCYX[:, : grid.frames * used, :, : grid.height * height, : grid.width * width]
+    x_BTUCYX = cut.unflatten(1, (grid.frames, used))
+    ends_BT2CYX = torch.stack((x_BTUCYX[:, :, 0], x_BTUCYX[:, :, -1]), dim=2)
+    # [B T 2 C H*h W*w] -> [B T H W 2 C h w] -> [B T S D]
+    split = ends_BT2CYX.unflatten(5, (grid.width, width)).unflatten(4, (grid.height, height))
+    return split.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(2, 3)
 
 
 def check_clip(family: str, wanted: ClipShape, given: ClipShape, tubelet: int) -> None:

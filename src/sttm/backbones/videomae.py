@@ -29,7 +29,9 @@ class VideoMAE(Backbone):
         return grid.frames * grid.tokens * voxels * config.hidden_size + config.hidden_size * head
 
     def layer(self, block: Any) -> Layer:
-        return Layer(block, (Attention(block.attention.attention),))
+        # The module behind the dropout adds the residual itself; an adapter may wrap the linear layer before it.
+        mlp = block.output.dropout
+        return Layer(block, (Attention(block.attention.attention),), norm=block.layernorm_after, mlp=mlp)
 
     def pooling(self, model: Any) -> Pooling | None:
         if not hasattr(model, "classifier"):

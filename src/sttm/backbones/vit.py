@@ -37,4 +37,4 @@ class ViT(Backbone):
         return stem + pooler + head
 
     def layer(self, block: Any) -> Layer:
-        return Layer(block, (Attention(block.attention),))
+        return Layer(block, (Attention(block.attention),), norm=block.layernorm_after, mlp=block.mlp)

@@ -30,4 +30,4 @@ class ViViT(Backbone):
         return grid.frames * grid.tokens * voxels * config.hidden_size + pooler + head
 
     def layer(self, block: Any) -> Layer:
-        return Layer(block, (Attention(block.attention),))
+        return Layer(block, (Attention(block.attention),), norm=block.layernorm_after, mlp=block.mlp)

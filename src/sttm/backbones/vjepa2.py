@@ -52,9 +52,14 @@ class VJEPA2(Backbone):
         width = model.config.hidden_size
         return transformer_macs(frames * tokens, width, int(width * model.config.mlp_ratio))
 
+    def mlp_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
+        width = model.config.hidden_size
+        return 2 * frames * tokens * width * int(width * model.config.mlp_ratio)
+
     def layer(self, block: Any) -> Layer:
         # Of all that a block is called with, only this argument reaches its attention; no model passes it a value.
-        return Layer(block, (Attention(block.attention),), keyword="position_mask", position=1)
+        attention = (Attention(block.attention),)
+        return Layer(block, attention, keyword="position_mask", position=1, norm=block.norm2, mlp=block.mlp)
 
     def head_layers(self, model: Any) -> list[Layer]:
         attending = [(layer, layer.self_attn) for layer in model.pooler.self_attention_layers]

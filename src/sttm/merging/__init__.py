@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sttm.errors import SttmError
 from sttm.merging.baselines.learned import PatchMerger, TokenLearner
-from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, PiToMe, ToMe
+from sttm.merging.baselines.matching import DensityPeaks, DropMerge, PiToMe, ToMe
+from sttm.merging.baselines.pruning import RLT, STA, EViT
 from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop
 from sttm.merging.merger import TokenMerger
 from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, TokenReducer
@@ -15,8 +16,8 @@ __all__ = ["METHODS", "WHOLE_CLIP", "MethodSpec", "TokenReducer", "method_named"
 METHODS: dict[str, type[TokenReducer]] = {
     reducer.name: reducer
     for reducer in (
-        *(TokenMerger, RandomDrop, FrameDrop, AveragePool, ToMe, PiToMe),
-        *(PatchMerger, TokenLearner, EViT, STA, DensityPeaks),
+        *(TokenMerger, RandomDrop, FrameDrop, AveragePool, ToMe, PiToMe, DropMerge),
+        *(PatchMerger, TokenLearner, EViT, STA, RLT, DensityPeaks),
     )
 }
 

@@ -31,11 +31,17 @@ class MethodSpec:
     Attributes:
         windows: how many frames the first merger joins to a window, and how many any later one.
         aligned: slot m is the same place, or the same query, in every frame.
-        everywhere: a merger before every block but the first, each taking about the same number of tokens.
+        everywhere: a merger inside every block, or before every block but the first, each taking about the same number
+            of tokens.
         whole_frames: the number of frames is reduced, never the number of tokens in one.
-        early: one merger, before the first block, as the choice does not depend on features.
+        schedules: where its mergers sit, as shares of the depth, the preferred place first; () for one merger before
+            the first block, as the choice does not depend on features; None for those of the schedule's own.
+        reads: what it judges tokens by: "tokens", as they come; the "keys" of the block's attention, averaged over
+            heads; the "attention" that each token receives; the "pixels" of each token in its first and last frame.
+        inside: which of its mergers sit inside a block, between attention and MLP, instead of before it: "none", "all",
+            or "later" (all but the first). A merger there gets what the method reads of the attention, and has no
+            parameters.
         sized: slots stand for different numbers of tokens, which count in attention and pooling.
-        gentle: where a merger would leave less than this share of its tokens, the schedule merges earlier instead.
         drops: tokens may go nowhere, the first of a clip among them.
         training: whether the method has parameters: "never", "optional" (with learned=True) or "required".
         moves: slots get the motion feature where the method is learned, unless it is left out.
@@ -45,9 +51,10 @@ class MethodSpec:
     aligned: bool = True
     everywhere: bool = False
     whole_frames: bool = False
-    early: bool = False
+    schedules: tuple[tuple[float, float], ...] | None = None
+    reads: Literal["tokens", "keys", "attention", "pixels"] = "tokens"
+    inside: Literal["none", "later", "all"] = "none"
     sized: bool = True
-    gentle: float = 0.7
     drops: bool = False
     training: Literal["never", "optional", "required"] = "never"
     moves: bool = False
@@ -65,6 +72,7 @@ class Reduced:
             slots and all others to slot `rest`.
         rest: -1 where the other tokens are dropped.
         path_BWOT2: the path of each slot (see `MergeMap.trajectory`).
+        weight_BWL: the weight of each token in the average that its slot is (see `MergeMap.weight`).
     """
 
     x_BWOC: Tensor
@@ -75,12 +83,14 @@ class Reduced:
     meta_BWK: Tensor | None = None
     rest: int = -1
     path_BWOT2: Tensor | None = None
+    weight_BWL: Tensor | None = None
 
     @classmethod
     def to_kept(cls, x_BWLC: Tensor, position_BWL3: Tensor, meta_BWK: Tensor) -> Reduced:
         """Keep these tokens as they are, at size one, and drop all others."""
-        size_BWK = position_BWL3.new_ones(meta_BWK.shape)
-        return cls(take(x_BWLC, meta_BWK), size_BWK, take(position_BWL3, meta_BWK), meta_BWK=meta_BWK)
+        size_BWK, place_BWK3 = position_BWL3.new_ones(meta_BWK.shape), take(position_BWL3, meta_BWK)
+        weight_BWL = torch.zeros_like(position_BWL3[..., 0]).scatter(-1, meta_BWK, 1.0)
+        return cls(take(x_BWLC, meta_BWK), size_BWK, place_BWK3, meta_BWK=meta_BWK, weight_BWL=weight_BWL)
 
     @classmethod
     def to_averages(
@@ -88,7 +98,8 @@ class Reduced:
     ) -> Reduced:
         """Average the tokens of each of `count` slots by size."""
         size_BWO, (x_BWOC, position_BWO3) = averages(slot_BWL, count, size_BWL, x_BWLC, position_BWL3)
-        return cls(x_BWOC, size_BWO, position_BWO3, slot_BWL=slot_BWL)
+        weight_BWL = size_BWL / size_BWO.gather(-1, slot_BWL)
+        return cls(x_BWOC, size_BWO, position_BWO3, slot_BWL=slot_BWL, weight_BWL=weight_BWL)
 
     def slots(self, length: int) -> Tensor:
         """Return the slot of each of the `length` tokens of a window, -1 for a dropped one: [B W L]."""
@@ -106,7 +117,8 @@ class TokenReducer(nn.Module, ABC):
     """Reduces the tokens of a clip to `frames` x `tokens` slots; the base class of the merger and of every baseline.
 
     A method subclasses it, sets `name` and `spec`, and implements `reduce`; also `macs` where it multiplies matrices,
-    and `setup` where it has parameters or tables.
+    and `setup` where it has parameters or tables. The `reduce` of a method that reads something else than the tokens
+    takes two arguments more: cue_BWLD (None where there is none), and grid (as in `Tokens`).
 
     Args:
         dim: width C of the tokens.
@@ -118,6 +130,8 @@ class TokenReducer(nn.Module, ABC):
         learned: adds the trainable parts; a method that has none is the same with it.
         motion: adds the motion feature to the slots, which any method can have (default: the merger has it if learned).
         selector: how meta tokens are chosen, for a method that has a choice.
+        cue_dim: width of the keys that a merger inside a block reads; None for one before a block.
+        depth: the share of the blocks that come before it, for a method that changes with the depth.
 
     Raises:
         SttmError: for sizes that no grid of tokens can have, a selector that the method does not have, or a method
@@ -142,8 +156,11 @@ class TokenReducer(nn.Module, ABC):
         learned: bool = False,
         selector: str | None = None,
         motion: bool | None = None,
+        cue_dim: int | None = None,
+        depth: float = 0.5,
     ) -> None:
         super().__init__()
+        self.cue_dim, self.depth = cue_dim, depth
         self.dim, self.frames, self.tokens = dim, frames, tokens
         self.frames_in = frames if frames_in is None else frames_in
         self.tokens_in = tokens if self.spec.whole_frames and tokens_in is None else tokens_in
@@ -179,12 +196,13 @@ class TokenReducer(nn.Module, ABC):
         size = f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots"
         return ", ".join([size, *filter(None, [self.selector_name]), "learned" if self.learned else "off the shelf"])
 
-    def forward(self, tokens: Tokens, mapped: bool = True) -> tuple[Tokens, MergeMap | None]:
+    def forward(self, tokens: Tokens, mapped: bool = True, moved: bool = True) -> tuple[Tokens, MergeMap | None]:
         """Reduce T x S tokens to F x M slots; prefix tokens pass unchanged.
 
         Args:
             tokens: x [B T S C] with size [B T S] and position [B T S 3].
             mapped: whether to return the map; leaving it out saves time.
+            moved: whether to add the motion feature; who leaves it out adds it by `move`.
 
         Returns:
             The slots, again on a frames-by-slots grid, and the map of which token went where (None if not `mapped`).
@@ -198,10 +216,15 @@ class TokenReducer(nn.Module, ABC):
         # [B T S ...] -> [B W L ...]
         x_BWLC = tokens.x_BTSC.reshape(B, W, L, self.dim)
         size_BWL, position_BWL3 = tokens.size_BTS.reshape(B, W, L), tokens.position_BTS3.reshape(B, W, L, 3)
+        more: dict[str, Any] = {}
+        if self.spec.reads != "tokens":
+            cue_BTSD = tokens.cue_BTSD
+            cue_BWLD = None if cue_BTSD is None else cue_BTSD.reshape(B, W, L, cue_BTSD.shape[-1])
+            more = {"cue_BWLD": cue_BWLD, "grid": tokens.grid}
         # Similarities and sizes stay in float32 whatever the model runs in; the steps cast by themselves.
         with without_autocast(x_BWLC):
-            reduced = self.reduce(x_BWLC, size_BWL.to(exact), position_BWL3.to(exact), tokens.prefix_BPC)
-            if self.motion is not None:
+            reduced = self.reduce(x_BWLC, size_BWL.to(exact), position_BWL3.to(exact), tokens.prefix_BPC, **more)
+            if self.motion is not None and moved:
                 reduced = self.motion(x_BWLC, position_BWL3.to(exact), reduced)
         # [B W O ...] -> [B F M ...]
         x_BFMC = reduced.x_BWOC.reshape(B, self.frames, self.tokens, self.dim)
@@ -210,12 +233,26 @@ class TokenReducer(nn.Module, ABC):
         merged = Tokens(x_BFMC, size_BFM, position_BFM3, tokens.prefix_BPC)
         return merged, self._map(reduced, merged, tokens.x_BTSC.shape[2]) if mapped else None
 
+    def move(self, tokens: Tokens, merged: Tokens) -> Tensor:
+        """Return slots that were averaged elsewhere with their motion feature added: [B F M C]."""
+        if self.motion is None:
+            return merged.x_BTSC
+        B, W = tokens.x_BTSC.shape[0], self.windows
+        exact = torch.promote_types(tokens.x_BTSC.dtype, torch.float32)
+        x_BWLC, x_BWOC = (x_BTSC.reshape(B, W, -1, self.dim) for x_BTSC in (tokens.x_BTSC, merged.x_BTSC))
+        size_BWO = merged.size_BTS.to(exact).reshape(B, W, -1)
+        place_BWL3, place_BWO3 = (at.position_BTS3.to(exact).reshape(B, W, -1, 3) for at in (tokens, merged))
+        with without_autocast(x_BWLC):
+            reduced = self.motion(x_BWLC, place_BWL3, Reduced(x_BWOC, size_BWO, place_BWO3))
+        return reduced.x_BWOC.reshape(merged.x_BTSC.shape)
+
     def _map(self, reduced: Reduced, merged: Tokens, tokens_in: int) -> MergeMap:
         """Return the map, with slots and tokens numbered through the whole clip."""
         grid = (self.frames_in, self.tokens_in or tokens_in), (self.frames, self.tokens)
         length, count = (frames * tokens // self.windows for frames, tokens in grid)
         window_W1 = torch.arange(self.windows, device=merged.x_BTSC.device)[:, None]
         slot_BWL, meta_BWK, path_BWOT2 = reduced.slots(length), reduced.meta_BWK, reduced.path_BWOT2
+        weight_BWL = reduced.weight_BWL
         if reduced.rest >= 0:
             meta_BWK = None  # the slot of all other tokens has no meta token
         return MergeMap(
@@ -225,6 +262,7 @@ class TokenReducer(nn.Module, ABC):
             grid=grid,
             meta=None if meta_BWK is None else (meta_BWK + window_W1 * length).flatten(1),
             trajectory=None if path_BWOT2 is None else path_BWOT2.detach().flatten(1, 2),
+            weight=None if weight_BWL is None else weight_BWL.flatten(1),
         )
 
     def _check_sizes(self, **sizes: int | None) -> None:

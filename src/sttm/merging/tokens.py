@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sttm.errors import SttmError
+from sttm.merging.ops import averages, take
 
 
 @dataclass
@@ -23,12 +24,16 @@ class Tokens:
         size_BTS: how many tokens of the input grid each token stands for (float32).
         position_BTS3: where it is, (t, y, x) in [-1, 1] (float32); the centroid of what was merged.
         prefix_BPC: tokens beside the grid (a class token), never merged; None where there are none.
+        cue_BTSD: what a method judges tokens by where it does not read the tokens themselves (see `MethodSpec.reads`).
+        grid: (height, width) of a frame while nothing has merged; None after that.
     """
 
     x_BTSC: Tensor
     size_BTS: Tensor
     position_BTS3: Tensor
     prefix_BPC: Tensor | None = None
+    cue_BTSD: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of_grid(cls, x_BTSC: Tensor, height: int, width: int, prefix_BPC: Tensor | None = None) -> Tokens:
@@ -44,7 +49,7 @@ class Tokens:
             )
         size_BTS = torch.ones(B, T, S, dtype=torch.float32, device=x_BTSC.device)
         position_TS3 = grid_positions(T, height, width, x_BTSC.device)
-        return cls(x_BTSC, size_BTS, position_TS3.expand(B, T, S, 3), prefix_BPC)
+        return cls(x_BTSC, size_BTS, position_TS3.expand(B, T, S, 3), prefix_BPC, grid=(height, width))
 
     def __repr__(self) -> str:
         B, T, S, C = self.x_BTSC.shape
@@ -79,6 +84,8 @@ class MergeMap:
         meta: int64 [B, F*M], the token in that each slot grew from, or None where there is no such token.
         trajectory: [B, F*M, T, 2], how the slot's object moves: its (y, x) in every frame in, relative to the
             slot's own; None where the method computes none (off the shelf).
+        weight: [B, N], the weight of each token in the average that its slot is (0 for a dropped one); None where slots
+            are no averages of the tokens that went to them.
     """
 
     assignment: Tensor
@@ -87,6 +94,7 @@ class MergeMap:
     grid: tuple[tuple[int, int], tuple[int, int]]
     meta: Tensor | None = None
     trajectory: Tensor | None = None
+    weight: Tensor | None = None
 
     def then(self, later: MergeMap) -> MergeMap:
         """Return the map of this merger followed by `later`: from this one's tokens in to the other's slots out.
@@ -102,17 +110,32 @@ class MergeMap:
                 "give the maps of one forward, in order"
             )
         # A dropped token (-1) reads row 0 and is marked as dropped again below.
-        onward = later.assignment.gather(1, self.assignment.clamp(min=0))
-        assignment = torch.where(self.assignment < 0, -1, onward)
-        meta = None
+        slot = self.assignment.clamp(min=0)
+        assignment = torch.where(self.assignment < 0, -1, later.assignment.gather(1, slot))
+        meta = weight = None
         if self.meta is not None and later.meta is not None:
             meta = self.meta.gather(1, later.meta)
-        return MergeMap(assignment, later.size, later.position, ((T, S), later.grid[1]), meta)
+        if self.weight is not None and later.weight is not None:
+            weight = self.weight * later.weight.gather(1, slot)
+        return MergeMap(assignment, later.size, later.position, ((T, S), later.grid[1]), meta, weight=weight)
+
+    def merge(self, x_BNC: Tensor) -> Tensor:
+        """Return for every slot the average of the features of its tokens: [B, N, C] -> [B, F*M, C].
+
+        Raises:
+            SttmError: if the slots of the method are no averages of the tokens that went to them.
+        """
+        if self.weight is None:
+            raise SttmError(
+                "the slots of this map are no averages of the tokens that went to them; merge by the method itself"
+            )
+        slot_B1N, weight_B1N = self.assignment.clamp(min=0)[:, None], self.weight[:, None]
+        _, (y_B1MC,) = averages(slot_B1N, self.size.shape[1], weight_B1N, x_BNC[:, None])
+        return y_B1MC.squeeze(1)
 
     def unmerge(self, y_BMC: Tensor) -> Tensor:
         """Return for every token in the features of its slot: [B, F*M, C] -> [B, N, C] (zeros for a dropped one)."""
-        index_BN1 = self.assignment.clamp(min=0)[..., None]
-        y_BNC = y_BMC.gather(1, index_BN1.expand(-1, -1, y_BMC.shape[-1]))
+        y_BNC = take(y_BMC[:, None], self.assignment.clamp(min=0)[:, None]).squeeze(1)
         return torch.where(self.assignment[..., None] < 0, 0.0, y_BNC)
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from sttm.merging.tokens import MergeMap
 from sttm.patching import hooks
 from sttm.patching.attention import ConfigView, SizedConfig, WeighProbabilities
 from sttm.patching.edits import Edits
-from sttm.patching.plan import Plan, build_merger
+from sttm.patching.plan import MergerPlan, Plan, build_merger
 from sttm.patching.saving import SavePretrained
 from sttm.patching.schedule import make_plan, plain_macs
 from sttm.patching.state import Key, local
@@ -58,7 +58,8 @@ def apply(
         learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is. The model starts alike.
         clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
         selector: how meta tokens are found (see `TokenMerger`).
-        layers: the blocks to merge before, counted from 0; left out, the schedule chooses (see `make_plan`).
+        layers: the blocks to merge before, or inside for a method that does (ToMe, PiToMe, EViT), counted from 0; left
+            out, the schedule chooses (see `make_plan`).
         window: token frames that the first merger joins to one; left out, what the method is used with.
         motion: whether slots get the motion feature, which has to be trained; left out, the learned merger has it and
             baselines have not.
@@ -184,11 +185,11 @@ def _record(model: nn.Module, what: str) -> Merged:
 
 
 def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """Return the mergers, on the device and in the precision of the block each stands before."""
+    """Return the mergers, on the device and in the precision of the block of each."""
     built: list[nn.Module] = []
     for merger in plan.mergers:
         weight = next(backbone.blocks(model)[merger.layer].parameters())
-        module = build_merger(plan, merger, backbone.width(model))
+        module = build_merger(backbone, model, plan, merger)
         built.append(module.to(device=weight.device, dtype=weight.dtype).train(model.training))
     return built
 
@@ -199,21 +200,22 @@ class Installation:
     def __init__(self, backbone: Backbone, model: Any, plan: Plan, edits: Edits, key: Key) -> None:
         self.backbone, self.model, self.plan, self.edits, self.key = backbone, model, plan, edits, key
         self.grid: Grid = backbone.grid(model, plan.clip_shape)
+        self.spec = spec_of(plan.method)
 
     def run(self, mergers: list[nn.Module]) -> None:
         self._open_and_close()
         planned = {m.layer: (m, module) for m, module in zip(self.plan.mergers, mergers, strict=True)}
         pooling = self.backbone.pooling(self.model)
         first = pooling is not None and pooling.reads == "first"
-        sized, frames, tokens = spec_of(self.plan.method).sized, 0, 0
+        frames, tokens = 0, 0
         for number, block in enumerate(self.backbone.blocks(self.model)):
             layer = self.backbone.layer(block)
             hook: hooks.HandOn
             if number in planned:
                 merger, module = planned[number]
                 frames, tokens = merger.frames, merger.tokens
-                hook = hooks.Merge(self.key, layer, self.backbone, self.grid, merger, sized=sized, first=first)
                 self.edits.add_module(block, hooks.MERGER, module)
+                hook = self._merger(layer, merger, first)
             elif frames:
                 hook = hooks.HandOn(self.key, layer.keyword, layer.position)
             else:
@@ -223,7 +225,7 @@ class Installation:
                 self.edits.set_attribute(block, "config", ConfigView(block.config, **own))
         for layer in self.backbone.head_layers(self.model):
             self._give_slots(layer, hooks.HandOn(self.key, layer.keyword, layer.position))
-        if pooling is not None and (sized or first):
+        if pooling is not None and (self.spec.sized or first):
             self.edits.after(self.backbone.base(self.model), hooks.KeepHidden(self.key))
             self.edits.before(pooling.module, hooks.ReadTokens(self.key, pooling.reads))
 
@@ -233,6 +235,17 @@ class Installation:
             opened = hooks.OpenForward(self.key, self.backbone, self.plan.clip_shape, self.grid, module is base)
             self.edits.before(module, opened, with_kwargs=True)
             self.edits.after(module, hooks.CloseForward(), always=True)
+
+    def _merger(self, layer: Layer, merger: MergerPlan, first: bool) -> hooks.Merger:
+        """Return the hook before a layer that merges; put the others of a merger inside it where they belong."""
+        if not merger.inside:
+            return hooks.MergeBefore(self.key, layer, self.backbone, self.grid, merger, self.spec, first=first)
+        assert layer.norm is not None and layer.mlp is not None, "nothing can merge inside this layer"
+        inside = hooks.MergeInside(self.key, layer, self.backbone, self.grid, merger, self.spec, first=first)
+        self.edits.before(layer.norm, inside.merge)
+        self.edits.after(layer.mlp, inside.unmerge)
+        self.edits.after(layer.module, inside.finish, with_kwargs=True)
+        return inside
 
     def _give_slots(self, layer: Layer, hook: hooks.HandOn) -> None:
         """Let a layer get its slots, and its attention weigh its keys by them."""

@@ -6,6 +6,8 @@ A slot that stands for n tokens gets log n added to its scores, so that softmax 
 The config keeps saying what the user chose. Only the attention modules behind a merger see another name there, that of
 `sized_attention`, which adds the sizes and calls the chosen function.
 
+A merger inside a block reads what attention computes there: keys, or the attention that each token receives.
+
 Legend: B clips, A heads, Q queries, K keys, D channels of a head, N tokens; F frames and M slots of a grid.
 """
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sttm.patching.state import local
+from sttm.patching.state import Step, StepSlots, local
 
 #: The name of `sized_attention` in transformers' interface.
 SIZED = "sttm_sized"
@@ -59,6 +61,9 @@ def sized_attention(
     if options.get("scaling") is None:
         options["scaling"] = query.shape[-1] ** -0.5
     bias = None if slots is None or slots.log_size_BN is None else slots.log_size_BN[:, None, None]
+    if isinstance(slots, StepSlots):
+        local.steps.append(slots.step)
+        _read(slots.step, query[:, :, : slots.prefix or None], key, bias, options["scaling"])
     # A mask that a model makes for its plain tokens hides none of them; one of the user's is refused (OpenForward).
     attention_mask = None if bias is None else bias.to(query.dtype)
     if chosen not in ("eager", "sdpa") and bias is not None:
@@ -66,6 +71,25 @@ def sized_attention(
     # "eager" is in no interface: each family has a function of its own, and they do not all take a bias.
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, _eager)
     return attend(module, query, key, value, attention_mask, **options)
+
+
+@torch.no_grad()
+def _read(step: Step, query: Tensor, key: Tensor, bias: Tensor | None, scaling: float) -> None:
+    """Keep what the merger of a step reads of the attention; a recomputation has the map already."""
+    if step.map is None:
+        keys = step.reads == "keys"
+        step.cue_BNE = key.mean(1) if keys else received(query, key, bias, scaling)[..., None]
+
+
+def received(query: Tensor, key: Tensor, bias_B11K: Tensor | None, scaling: float) -> Tensor:
+    """Return the attention that each key receives, averaged over queries and heads: [B A Q D], [B A K D] -> [B K]."""
+    each = []
+    # Head by head: all probabilities at once would be the largest tensor of the model.
+    for query_BQD, key_BKD in zip(query.unbind(1), key.unbind(1), strict=True):
+        score_BQK = (query_BQD * scaling) @ key_BKD.transpose(-1, -2)
+        score_BQK = score_BQK if bias_B11K is None else score_BQK + bias_B11K[:, 0]
+        each.append(score_BQK.softmax(-1, dtype=torch.float32).mean(1))
+    return torch.stack(each).mean(0)
 
 
 def folded(query: Tensor, key: Tensor, bias_B11K: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

@@ -36,9 +36,14 @@ class Edits:
         """Call `hook(module, args)`, or `hook(module, args, kwargs)`, before the module's forward."""
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs))
 
-    def after(self, module: nn.Module, hook: Callable[..., Any], *, always: bool = False) -> None:
-        """Call `hook(module, args, output)` after the module's forward; `always`: also where that raised."""
-        self._handles.append(module.register_forward_hook(hook, always_call=always))
+    def after(
+        self, module: nn.Module, hook: Callable[..., Any], *, always: bool = False, with_kwargs: bool = False
+    ) -> None:
+        """Call `hook(module, args, output)`, or `hook(module, args, kwargs, output)`, after the module's forward.
+
+        `always`: also where that raised.
+        """
+        self._handles.append(module.register_forward_hook(hook, always_call=always, with_kwargs=with_kwargs))
 
     def undo(self) -> None:
         """Take all edits back, the last one first."""

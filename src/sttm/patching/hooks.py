@@ -1,6 +1,7 @@
-"""The hooks of a merged model: they open the state of a forward, merge in front of blocks, and hand the slots on.
+"""The hooks of a merged model: they open the state of a forward, merge before or inside blocks, hand the slots on.
 
-Legend: B clips, T frames, C width, N tokens, P prefix tokens.
+Legend: B clips, T frames, S tokens in a frame, F frames and M slots in a frame after a merger, C width, N tokens, P
+prefix tokens.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import inspect
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from sttm.backbones.base import Backbone, ClipShape, Grid, Layer, Slots
+from sttm.backbones.base import Backbone, ClipShape, Grid, Layer, Slots, patches
 from sttm.errors import SttmError
-from sttm.merging.tokens import Tokens
+from sttm.merging import MethodSpec
+from sttm.merging.tokens import MergeMap, Tokens
 from sttm.patching.plan import MergerPlan
-from sttm.patching.state import Key, MergeState, current, local
+from sttm.patching.state import Key, MergeState, Step, StepSlots, current, local
 
-# A block in front of which tokens merge holds its merger under this name.
+# A block before or inside which tokens merge holds its merger under this name.
 MERGER = "merger"
 
 Args = tuple[Any, ...]
@@ -38,14 +41,15 @@ class OpenForward:
             raise SttmError(
                 "a merged model takes no attention mask, as its tokens are not those of the mask; leave it out"
             )
-        self._check(module, args, kwargs)
-        maps = [maps for key, maps in local.traces if key is self.key]
-        local.states.append(MergeState(self.key, module, maps=maps, entered=self.is_base))
-
-    def _check(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         pixels = args[0] if args else kwargs.get(getattr(module, "main_input_name", ""))
-        if not isinstance(pixels, Tensor):
-            return
+        pixels = pixels if isinstance(pixels, Tensor) else None
+        if pixels is not None:
+            self._check(module, pixels)
+        maps = [maps for key, maps in local.traces if key is self.key]
+        state = MergeState(self.key, module, maps=maps, entered=self.is_base, pixels=pixels, steps=len(local.steps))
+        local.states.append(state)
+
+    def _check(self, module: nn.Module, pixels: Tensor) -> None:
         given = self.backbone.clip_of(pixels)
         # `grid` raises where the family takes no such clip.
         if given != self.clip_shape and self.backbone.grid(module, given) != self.grid:
@@ -60,7 +64,9 @@ class CloseForward:
 
     def __call__(self, module: nn.Module, args: Args, output: Any) -> None:
         if local.states and local.states[-1].opener is module:
-            local.states.pop()
+            steps = local.states.pop().steps
+            while len(local.steps) > steps:  # of layers that raised
+                local.steps.pop()
 
 
 class HandOn:
@@ -80,34 +86,130 @@ class HandOn:
         return args, kwargs | {self.keyword: slots}
 
 
-class Merge(HandOn):
-    """Merge the hidden states on their way into a block, and hand their slots on to it."""
+class Merger(HandOn):
+    """What a merger before a block and one inside it share: where it is, and what goes into it and comes out."""
 
     def __init__(
-        self, key: Key, layer: Layer, backbone: Backbone, grid: Grid, merger: MergerPlan, *, sized: bool, first: bool
+        self,
+        key: Key,
+        layer: Layer,
+        backbone: Backbone,
+        grid: Grid,
+        merger: MergerPlan,
+        spec: MethodSpec,
+        *,
+        first: bool,
     ) -> None:
         super().__init__(key, layer.keyword, layer.position)
-        self.backbone, self.grid, self.merger, self.sized, self.first = backbone, grid, merger, sized, first
+        self.backbone, self.grid, self.merger, self.spec, self.first = backbone, grid, merger, spec, first
 
-    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        state = current(self.key)
-        tokens = self._tokens(args[0], state.slots)
-        merged, merge_map = getattr(module, MERGER)(tokens, mapped=bool(state.maps) or self.first)
-        for maps in state.maps:
-            maps.append(merge_map)
-        if self.first:
-            went_B = merge_map.assignment.new_zeros(len(args[0])) if state.first_B is None else state.first_B
-            state.first_B = merge_map.assignment.gather(1, went_B[:, None]).squeeze(1)
-        state.slots = self.backbone.slots(merged, self.grid.prefix, self.sized)
-        hidden_BNC = self.backbone.join(merged.x_BTSC, merged.prefix_BPC)
-        return self.hand_on(module, (hidden_BNC, *args[1:]), kwargs, state.slots)
-
-    def _tokens(self, hidden_BNC: Tensor, slots: Slots | None) -> Tokens:
+    def tokens(self, hidden_BNC: Tensor, slots: Slots | None) -> Tokens:
+        """Return the hidden states as tokens; those of the plain grid where there are no slots yet."""
         frames, tokens = self.merger.frames_before, self.merger.tokens_before
         x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, frames, tokens, self.grid.prefix)
         if slots is None:
             return Tokens.of_grid(x_BTSC, self.grid.height, self.grid.width, prefix_BPC)
         return Tokens(x_BTSC, slots.size_BFM, slots.position_BFM3, prefix_BPC)
+
+    def slots(self, tokens: Tokens) -> Slots:
+        return self.backbone.slots(tokens, self.grid.prefix, self.spec.sized)
+
+    def record(self, state: MergeState, merge_map: MergeMap | None, slots: Slots) -> None:
+        """Write what merged into the state of the forward."""
+        for maps in state.maps:
+            assert merge_map is not None
+            maps.append(merge_map)
+        if self.first:
+            assert merge_map is not None
+            assignment = merge_map.assignment
+            went_B = assignment.new_zeros(len(assignment)) if state.first_B is None else state.first_B
+            state.first_B = assignment.gather(1, went_B[:, None]).squeeze(1)
+        state.slots = slots
+
+
+class MergeBefore(Merger):
+    """Merge the hidden states on their way into a block, and hand their slots on to it."""
+
+    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        state = current(self.key)
+        tokens = self.tokens(args[0], state.slots)
+        if self.spec.reads == "pixels" and state.slots is None and state.pixels is not None:
+            tokens.cue_BTSD = patches(state.pixels, self.grid)
+        merged, merge_map = getattr(module, MERGER)(tokens, mapped=bool(state.maps) or self.first)
+        self.record(state, merge_map, self.slots(merged))
+        hidden_BNC = self.backbone.join(merged.x_BTSC, merged.prefix_BPC)
+        return self.hand_on(module, (hidden_BNC, *args[1:]), kwargs, state.slots)
+
+
+class MergeInside(Merger):
+    """Merge between the attention and the MLP of a block, by what the attention computes; four hooks.
+
+    Let u be attention plus residual. The MLP gets the merged u', and each token the result m of its slot; so tokens
+    leave the block as u + m. Their average over a slot is u' + m, as the weights of an average sum to one: what a block
+    that merges there returns. No forward is copied. Only `__call__` and `finish` see the state of the forward: gradient
+    checkpointing runs what is between them a second time, maybe in another thread and beside other forwards.
+    """
+
+    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Give the block its slots and a new step."""
+        slots = current(self.key).slots
+        if slots is None:
+            slots = self.backbone.slots(self.tokens(args[0], None), self.grid.prefix, sized=False)
+        step = Step(getattr(module, MERGER), self.spec.reads, current(self.key).slots)
+        handed = StepSlots(slots.size_BFM, slots.position_BFM3, slots.log_size_BN, slots.prefix, step)
+        return self.hand_on(module, args, kwargs, handed)
+
+    def merge(self, module: nn.Module, args: Args) -> Args:
+        """Merge what the norm before the MLP gets."""
+        step = local.steps[-1]
+        if step.map is None:
+            self._match(args[0], step)
+        assert step.map is not None
+        return self._averages(args[0], step.map), *args[1:]
+
+    def unmerge(self, module: nn.Module, args: Args, output: Tensor) -> Tensor:
+        """Return for each token what the MLP returned for its slot."""
+        merge_map = local.steps.pop().map
+        assert merge_map is not None
+        x_BFMC, prefix_BPC = self.backbone.split(output, self.merger.frames, self.merger.tokens, self.grid.prefix)
+        x_BTSC = merge_map.unmerge(x_BFMC.flatten(1, 2)).unflatten(1, merge_map.grid[0])
+        return self.backbone.join(x_BTSC, prefix_BPC)
+
+    def finish(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Return the slots that the block leaves, and write them into the state."""
+        assert self.keyword is not None, "a layer that merges inside gets its step by an argument"
+        step = kwargs[self.keyword].step
+        self.record(current(self.key), step.map, step.after)
+        if isinstance(output, tuple):
+            return self._moved(output[0], step), *output[1:]
+        return self._moved(output, step)
+
+    @torch.no_grad()
+    def _match(self, hidden_BNC: Tensor, step: Step) -> None:
+        """Find what merges with what; no gradient goes through the choice, nor through the weights."""
+        frames, tokens = self.merger.frames_before, self.merger.tokens_before
+        assert step.cue_BNE is not None, "attention ran without its slots"
+        given = self.tokens(hidden_BNC, step.before)
+        given.cue_BTSD, _ = self.backbone.split(step.cue_BNE, frames, tokens, self.grid.prefix)
+        merged, step.map = step.merger(given, moved=False)
+        step.after, step.cue_BNE = self.slots(merged), None
+
+    def _moved(self, hidden_BNC: Tensor, step: Step) -> Tensor:
+        """Return the slots of what a block computed for each token, with their motion feature where there is one."""
+        assert step.map is not None and step.after is not None
+        slots_BNC = self._averages(hidden_BNC, step.map)
+        merger: Any = step.merger
+        if merger.motion is None:
+            return slots_BNC
+        x_BFMC, prefix_BPC = self.backbone.split(slots_BNC, *step.map.grid[1], self.grid.prefix)
+        merged = Tokens(x_BFMC, step.after.size_BFM, step.after.position_BFM3)
+        return self.backbone.join(merger.move(self.tokens(hidden_BNC, step.before), merged), prefix_BPC)
+
+    def _averages(self, hidden_BNC: Tensor, merge_map: MergeMap) -> Tensor:
+        """Average the hidden states of the tokens of each slot."""
+        x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, *merge_map.grid[0], self.grid.prefix)
+        x_BFMC = merge_map.merge(x_BTSC.flatten(1, 2)).unflatten(1, merge_map.grid[1])
+        return self.backbone.join(x_BFMC, prefix_BPC)
 
 
 class TakeSlots:

@@ -22,13 +22,17 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class MergerPlan:
-    """One merger: before which block (counted from 0), and the grids before and after it."""
+    """One merger: its block (counted from 0), the grids before and after it, and whether it is inside the block.
+
+    Inside means between attention and MLP; else it is before the block.
+    """
 
     layer: int
     frames_before: int
     tokens_before: int
     frames: int
     tokens: int
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,19 +89,22 @@ class Plan:
             lines[0] += f" ({self.short_by:.3f} below the {self.target:g} asked for: the token grid is small)"
         if not self.mergers:
             return lines[0] + "; nothing to merge"
-        lines.append(f"{'before block':>12}  {'frames x tokens':>22}  {'tokens':>14}  {'kept':>5}")
+        lines.append(f"{'block':>12}  {'frames x tokens':>22}  {'tokens':>14}  {'kept':>5}")
         for m in self.mergers:
             before, after = m.frames_before * m.tokens_before, m.frames * m.tokens
             grids = f"{m.frames_before} x {m.tokens_before} -> {m.frames} x {m.tokens}"
-            lines.append(f"{m.layer:>12}  {grids:>22}  {f'{before} -> {after}':>14}  {after / before:>5.0%}")
+            place = f"{'inside' if m.inside else 'before'} {m.layer}"
+            lines.append(f"{place:>12}  {grids:>22}  {f'{before} -> {after}':>14}  {after / before:>5.0%}")
         return "\n".join(lines)
 
 
-def build_merger(plan: Plan, merger: MergerPlan, width: int) -> TokenReducer:
+def build_merger(backbone: Backbone, model: nn.Module, plan: Plan, merger: MergerPlan) -> TokenReducer:
     """Return the module of one planned merger."""
     return method_named(plan.method)(
-        width, merger.frames, merger.tokens, frames_in=merger.frames_before, tokens_in=merger.tokens_before,
-        learned=plan.learned, selector=plan.selector, motion=plan.motion,
+        backbone.width(model), merger.frames, merger.tokens, frames_in=merger.frames_before,
+        tokens_in=merger.tokens_before, learned=plan.learned, selector=plan.selector, motion=plan.motion,
+        cue_dim=backbone.head_width(model) if merger.inside else None,
+        depth=merger.layer / len(backbone.blocks(model)),
     )  # fmt: skip
 
 
@@ -105,12 +112,27 @@ def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequen
     """Multiply-adds of one clip through a model with these mergers."""
     grid = backbone.grid(model, plan.clip_shape)
     frames, tokens, inner = grid.frames, grid.tokens, 0
-    waiting = list(mergers)
+    planned = {merger.layer: merger for merger in mergers}
     for number in range(len(backbone.blocks(model))):
-        while waiting and waiting[0].layer == number:
-            merger = waiting.pop(0)
+        merger = planned.get(number)
+        if merger is not None:
             with torch.device("meta"):
-                inner += build_merger(plan, merger, backbone.width(model)).total_macs(frames, tokens)
+                inner += build_merger(backbone, model, plan, merger).total_macs(frames, tokens)
+            if merger.inside:
+                # Attention sees the tokens before, the MLP those after.
+                inner += backbone.block_macs(model, grid, frames, tokens) + _reading_macs(backbone, model, plan, merger)
+                inner -= backbone.mlp_macs(model, grid, frames, tokens)
+                inner += backbone.mlp_macs(model, grid, merger.frames, merger.tokens)
             frames, tokens = merger.frames, merger.tokens
-        inner += backbone.block_macs(model, grid, frames, tokens)
+        if merger is None or not merger.inside:
+            inner += backbone.block_macs(model, grid, frames, tokens)
     return grid.sequences * inner + backbone.outer_macs(model, plan.clip_shape, frames, tokens)
+
+
+def _reading_macs(backbone: Backbone, model: nn.Module, plan: Plan, merger: MergerPlan) -> int:
+    """Multiply-adds of what a merger inside a block reads: the attention that fused kernels do not return."""
+    if spec_of(plan.method).reads != "attention":
+        return 0
+    prefix = backbone.grid(model, plan.clip_shape).prefix
+    keys = prefix + merger.frames_before * merger.tokens_before
+    return (prefix or keys) * keys * backbone.width(model)

@@ -117,9 +117,12 @@ def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
     elif pooling is not None and pooling.reads == "first" and spec.drops:
         wrong = f"this {family} model classifies by its first token, which {method} may drop"
         allowed = [name for name in METHODS if not spec_of(name).drops]
-    elif spec.whole_frames and frames == 1:
-        wrong = f"{method} leaves out frames and this {family} model has one at a time"
-        allowed = [name for name in METHODS if not spec_of(name).whole_frames]
+    elif frames == 1 and (spec.whole_frames or spec.reads == "pixels"):
+        wrong = f"{method} compares or leaves out frames and this {family} model has one at a time"
+        allowed = [name for name in METHODS if not spec_of(name).whole_frames and spec_of(name).reads != "pixels"]
+    elif spec.inside != "none" and backbone.layer(backbone.blocks(model)[0]).norm is None:
+        wrong = f"{method} merges inside a block, by what its attention computes, which {family} does not show"
+        allowed = [name for name in METHODS if spec_of(name).inside == "none"]
     else:
         return
     raise SttmError(f"{wrong}; choose one of {', '.join(allowed)}")
@@ -133,7 +136,7 @@ def _check_places(
     depth, frames = len(backbone.blocks(model)), backbone.grid(model, empty.clip_shape).frames
     if layers is not None and (not layers or list(layers) != sorted(set(layers) & set(range(depth)))):
         raise SttmError(
-            f"layers={list(layers)} are not blocks of this {backbone.family} model to merge before; give numbers from "
+            f"layers={list(layers)} are not blocks of this {backbone.family} model to merge in; give numbers from "
             f"0 to {depth - 1} that rise, such as [{depth // 4}, {depth // 2}]"
         )
     if window is not None and (window < 1 or frames % window):

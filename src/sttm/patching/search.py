@@ -17,6 +17,9 @@ from sttm.patching.plan import TOLERANCE, MergerPlan, Plan, count_macs
 #: Where the two mergers sit, as shares of the depth; each next one is earlier, which lets more tokens through.
 SCHEDULES = ((1 / 4, 1 / 2), (1 / 6, 1 / 3), (1 / 12, 1 / 4), (0, 1 / 4))
 
+#: Where a merger would leave less than this share of its tokens, both move towards the first block.
+GENTLE = 0.7
+
 
 class OutOfReachError(SttmError):
     """A compute below what the most merging leaves."""
@@ -62,7 +65,7 @@ class Search:
                 continue
             gap = self.compute - self.share(mergers)
             kept = min(m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in mergers)
-            if gap <= TOLERANCE and kept >= self.spec.gentle:
+            if gap <= TOLERANCE and kept >= GENTLE:
                 return mergers
             found.append((max(gap, TOLERANCE), -kept, mergers))
         if not found:
@@ -81,7 +84,7 @@ class Search:
             yield tuple(self.layers)
             return
         last = self.depth - 1
-        for first, second in () if self.spec.early else SCHEDULES:
+        for first, second in SCHEDULES if self.spec.schedules is None else self.spec.schedules:
             a = min(round(first * self.depth), last)
             b = min(max(round(second * self.depth), a + 1), last)
             yield (a,) if a == b else (a, b)
@@ -97,19 +100,22 @@ class Search:
             window = frames if window == WHOLE_CLIP else window
             out = frames // window if frames % window == 0 else frames
             slots = max(1, math.floor(keep**share * frames * tokens / out))
-            mergers.append(MergerPlan(layer, frames, tokens, out, slots))
+            inside = self.spec.inside == "all" or (self.spec.inside == "later" and number > 0)
+            mergers.append(MergerPlan(layer, frames, tokens, out, slots, inside))
             frames, tokens = out, slots
         return mergers
 
     def _everywhere(self, rate: float) -> list[MergerPlan]:
-        """A merger before every block but the first, taking `rate` tokens on average, each at most half."""
+        """A merger inside every block, or before every block but the first, which takes `rate` tokens, at most half."""
         frames, tokens, mergers = self.grid.frames, self.grid.tokens, []
-        until = [0.0, *accumulate(self._weights(self.depth - 1))]
-        for layer in range(1, self.depth):
+        inside = self.spec.inside == "all"
+        layers = range(0 if inside else 1, self.depth)
+        until = [0.0, *accumulate(self._weights(len(layers)))]
+        for number, layer in enumerate(layers):
             before = frames * tokens
-            less = min(math.floor(rate * until[layer]) - math.floor(rate * until[layer - 1]), before // 2)
+            less = min(math.floor(rate * until[number + 1]) - math.floor(rate * until[number]), before // 2)
             if less:
-                mergers.append(MergerPlan(layer, frames, tokens, 1, before - less))
+                mergers.append(MergerPlan(layer, frames, tokens, 1, before - less, inside))
                 frames, tokens = 1, before - less
         return mergers
 

@@ -3,9 +3,12 @@
 A merged model holds no state of its own. Each forward opens a `MergeState` on a stack that belongs to its thread and
 closes it when it ends, also by an exception. Two threads, replicas, nested and interleaved models thus never meet. A
 layer gets its `Slots` as an argument, so that gradient checkpointing captures them with the layer's other inputs; for
-the one call of an attention module they lie in `local.slots`, since attention functions take no argument of ours.
+the one call of an attention module they lie in `local.slots`, since attention functions take no argument of ours. A
+layer that merges between its attention and its MLP gets a `Step` with them, which lies on `local.steps` from the
+attention to the end of the MLP. The first run writes the map into the step; a recomputation finds it there and follows
+it.
 
-Legend: B clips, N tokens, C width.
+Legend: B clips, N tokens with the prefix, C width, E width of what a merger reads.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class MergeState:
         first_B: the slot that the first token went to, for a head that reads the first token.
         hidden_BNC: what the base returned, for a head that reads the tokens itself.
         entered: whether the base runs or ran.
+        pixels: what the model was called with; None where it was called with something else.
+        steps: how many steps were under way when it was opened.
     """
 
     key: Key
@@ -46,6 +51,36 @@ class MergeState:
     first_B: Tensor | None = None
     hidden_BNC: Any = None
     entered: bool = False
+    pixels: Tensor | None = None
+    steps: int = 0
+
+
+@dataclass(eq=False)
+class Step:
+    """What one layer that merges inside carries, in one forward, from its attention to its output.
+
+    Attributes:
+        merger: the module that merges there; with the layer's own weights, also in a replica.
+        reads: what it reads of the attention (see `MethodSpec.reads`).
+        before: what the tokens stand for that come in; None for those of the plain grid.
+        cue_BNE: what it read, until the tokens have merged.
+        map: what went where.
+        after: what the slots stand for.
+    """
+
+    merger: nn.Module
+    reads: str
+    before: Slots | None
+    cue_BNE: Tensor | None = None
+    map: MergeMap | None = None
+    after: Slots | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepSlots(Slots):
+    """The slots of a layer that merges inside, and its step."""
+
+    step: Step
 
 
 class _Local(threading.local):
@@ -58,6 +93,8 @@ class _Local(threading.local):
         self.traces: list[tuple[Key, list[MergeMap]]] = []
         #: what the attention module that runs now is to weigh its keys by
         self.slots: Slots | None = None
+        #: the steps of the layers that run now and are between their attention and the end of their MLP
+        self.steps: list[Step] = []
 
 
 local = _Local()

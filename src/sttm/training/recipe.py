@@ -64,7 +64,8 @@ def add_drop_path(model: nn.Module, probability: float) -> None:
     blocks = backbone_of(model).blocks(model)
     for number, block in enumerate(blocks):
         if number and probability:
-            block.register_forward_hook(DropPath(probability * number / (len(blocks) - 1)))
+            # Before the hook of a merger inside the block, while the tokens are still those that came in.
+            block.register_forward_hook(DropPath(probability * number / (len(blocks) - 1)), prepend=True)
 
 
 class MovingAverage:

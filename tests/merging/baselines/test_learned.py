@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.merging.helpers import Clip, Slots, check_parity, dot, every_size, reducer, softmax, tokens, unit
+from tests.merging.helpers import C, Clip, Slots, check_parity, dot, every_size, reducer, softmax, tokens, unit
 
 
 def naive_queries(window: Any, scores: list[list[float]]) -> Slots:
@@ -17,8 +17,12 @@ def naive_queries(window: Any, scores: list[list[float]]) -> Slots:
 
 
 def naive_patchmerger(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:
-    queries = module.query.weight.tolist()
-    return [naive_queries(w, [[dot(q, unit(v)) for v, _, _ in w] for q in queries]) for w in clip]
+    queries, gain = module.query.weight.tolist(), module.norm.weight.tolist()
+    found = []
+    for window in clip:
+        normed = [[g * a for g, a in zip(gain, unit(v), strict=True)] for v, _, _ in window]
+        found.append(naive_queries(window, [[dot(q, v) / math.sqrt(C) for v in normed] for q in queries]))
+    return found
 
 
 def naive_tokenlearner(module: Any, clip: Clip, prefix: list[float] | None) -> list[Slots]:

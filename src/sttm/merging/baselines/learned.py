@@ -20,11 +20,11 @@ class SoftPooling(TokenReducer):
     """Slots that each take a softmax of learned scores over the tokens of their window and share its size equally."""
 
     @abstractmethod
-    def scores(self, feature_BFLC: Tensor) -> Tensor:
-        """Return the score of each token for each slot, from standardised tokens: [B F L M]."""
+    def scores(self, x_BFLC: Tensor) -> Tensor:
+        """Return the score of each token for each slot: [B F L M]."""
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        score_BFLM = self.scores(standardised(x_BFLC)).to(size_BFL.dtype)
+        score_BFLM = self.scores(x_BFLC).to(size_BFL.dtype)
         weight_BFML = score_BFLM.transpose(-1, -2).softmax(-1)
         size_BFM = (size_BFL.sum(-1, keepdim=True) / self.tokens).expand(-1, -1, self.tokens)
         # No gradient goes through positions.
@@ -33,22 +33,25 @@ class SoftPooling(TokenReducer):
 
 
 class PatchMerger(SoftPooling):
-    """M learned queries, each of which pools the tokens of a window: softmax(W x^T) x.
+    """M learned queries, each of which pools the tokens of a window: softmax(W LN(x)^T / sqrt(C)) x.
 
-    Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", 2022. As in the paper: the formula, and
-    no parameters but W. Different: the tokens are standardised for the scores (not for the average), so that the
-    softmax does not depend on the scale of the residual stream; a window of two frames takes the place of the image.
+    Source: Renggli et al., "Learning to Merge Tokens in Vision Transformers", 2022. As in the paper: the softmax over
+    the tokens for each query, and an average of the tokens by it. Scale, layer norm and queries that start as
+    standard normal numbers are those of its usual implementation. Different: the average is of the tokens themselves,
+    not of the normalised ones, so that the slots keep the scale of the residual stream that a trained model expects;
+    the norm has no bias, which a softmax over the tokens absorbs; a window of two frames takes the place of the image.
     """
 
     name = "patchmerger"
     spec = MethodSpec(sized=False, training="required")
 
     def setup(self) -> None:
+        self.norm = nn.LayerNorm(self.dim, bias=False)
         self.query = nn.Linear(self.dim, self.tokens, bias=False)
-        nn.init.normal_(self.query.weight, std=self.dim**-0.5)
+        nn.init.normal_(self.query.weight)
 
-    def scores(self, feature_BFLC: Tensor) -> Tensor:
-        return linear(self.query, feature_BFLC)
+    def scores(self, x_BFLC: Tensor) -> Tensor:
+        return linear(self.query, linear(self.norm, x_BFLC)) * self.dim**-0.5
 
     def macs(self, frames: int, tokens: int) -> int:
         return frames * tokens * self.tokens * (2 * self.dim + 3)
@@ -72,8 +75,8 @@ class TokenLearner(SoftPooling):
         self.hidden = nn.Linear(self.dim, self.HIDDEN)
         self.maps = nn.Linear(self.HIDDEN, self.tokens, bias=False)
 
-    def scores(self, feature_BFLC: Tensor) -> Tensor:
-        return linear(self.maps, gelu(linear(self.hidden, feature_BFLC)))
+    def scores(self, x_BFLC: Tensor) -> Tensor:
+        return linear(self.maps, gelu(linear(self.hidden, standardised(x_BFLC))))
 
     def macs(self, frames: int, tokens: int) -> int:
         return frames * tokens * (self.dim * self.HIDDEN + self.tokens * (self.HIDDEN + self.dim + 3))

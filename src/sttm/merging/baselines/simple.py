@@ -31,18 +31,23 @@ class RandomDrop(TokenReducer):
     """
 
     name = "random"
-    spec = MethodSpec(early=True, drops=True)
+    spec = MethodSpec(schedules=(), drops=True)
     selectors = ("stride",)
 
     def setup(self) -> None:
         self.stride = StrideSelector(self.tokens, self.length)
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
-        if self.training and self.selector_name is None:
-            meta_BFM = torch.rand(size_BFL.shape, device=x_BFLC.device).topk(self.tokens).indices
-        else:
-            meta_BFM = self.stride.pick(x_BFLC, position_BFL3)
-        return Reduced.to_kept(x_BFLC, position_BFL3, meta_BFM.sort(-1).values)
+        return dropped(x_BFLC, position_BFL3, self.stride, at_random=self.training and self.selector_name is None)
+
+
+def dropped(x_BFLC: Tensor, position_BFL3: Tensor, stride: StrideSelector, *, at_random: bool) -> Reduced:
+    """Keep as many tokens of each window as the stride has, at random or on it; drop all others."""
+    if at_random:
+        meta_BFM = torch.rand(x_BFLC.shape[:3], device=x_BFLC.device).topk(stride.count).indices
+    else:
+        meta_BFM = stride.pick(x_BFLC, position_BFL3)
+    return Reduced.to_kept(x_BFLC, position_BFL3, meta_BFM.sort(-1).values)
 
 
 class FrameDrop(TokenReducer):
@@ -71,7 +76,7 @@ class AveragePool(TokenReducer):
     """
 
     name = "pool"
-    spec = MethodSpec(gentle=0.7)
+    spec = MethodSpec()
 
     def setup(self) -> None:
         self.order = ZOrder()
