@@ -1,7 +1,7 @@
 """`sttm calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -90,7 +90,7 @@ def _print(found: "Calibration", clips: int, out: Path, *, as_json: bool) -> Non
         if agreement is not None:
             rows.append({"plan": name, "KL": agreement.kl, "top-1 agreement": agreement.top1})
     if as_json:
-        facts = {"plan": asdict(plan), "default": found.default and asdict(found.default)}
+        facts: dict[str, Any] = {"plan": asdict(plan), "default": found.default and asdict(found.default)}
         facts |= {"calibrated": asdict(found.agreement), "clips": clips, "candidates": found.candidates}
         print_rows("", [], as_json=facts | {"seconds": round(found.seconds, 3), "folder": str(out)})
         return

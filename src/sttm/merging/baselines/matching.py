@@ -130,7 +130,7 @@ class DropMerge(ToMe):
     2024; nothing else is from there. The split: both leave the same share of the tokens that reach them. What is
     dropped is drawn at random in training and on a regular stride in evaluation (see `RandomDrop`); what merges, and
     how, is as in `ToMe`, the kept tokens counting one each. The merging sits half way through the blocks, and earlier
-    where under 40 % would be left. A merger that is made without `cue_dim` drops; one with it merges.
+    where under 70 % would be left. A merger that is made without `cue_dim` drops; one with it merges.
     """
 
     name = "drop_merge"
