@@ -11,6 +11,7 @@ import torch
 
 import sttm
 from sttm import calibration
+from sttm.agreement import Agreement, distances
 from sttm.merging import METHODS, spec_of
 from sttm.patching import api
 from tests.helpers import FAMILIES, lively, logits, pixels, videomae
@@ -19,8 +20,8 @@ COMPUTE = 0.5
 OFF_THE_SHELF = [name for name in METHODS if spec_of(name).training != "required"]
 
 
-def agreement(model: Any, plain: torch.Tensor, clips: torch.Tensor) -> calibration.Agreement:
-    return calibration.Agreement.of(plain, logits(model, clips).unflatten(0, (len(clips), -1)).mean(1))
+def agreement(model: Any, plain: torch.Tensor, clips: torch.Tensor) -> Agreement:
+    return Agreement.of(plain, logits(model, clips).unflatten(0, (len(clips), -1)).mean(1))
 
 
 def check(model: Any, method: str, tmp_path: Path) -> None:
@@ -29,13 +30,13 @@ def check(model: Any, method: str, tmp_path: Path) -> None:
     state, raw = {name: value.clone() for name, value in model.state_dict().items()}, logits(model, clips)
     plain = raw.unflatten(0, (len(clips), -1)).mean(1)
     default = sttm.apply(model, COMPUTE, method)
-    least = agreement(model, plain, clips).kl
+    least = agreement(model, plain, clips).distance
     sttm.remove(model)
     plan = sttm.calibrate(model, clips, COMPUTE, method, limit=6)
     assert plan.method == method and plan.compute <= COMPUTE and plan.target == COMPUTE
     assert not plan.short_by or plan == default
     assert sttm.macs(model) == plan.macs_after
-    assert agreement(model, plain, clips).kl <= least + 1e-5
+    assert agreement(model, plain, clips).distance <= least + 1e-5
     loaded = sttm.load(sttm.save(model, tmp_path / "saved"))
     assert api.plan_of(loaded) == plan and str(api.plan_of(loaded)) == str(plan)
     assert torch.equal(logits(loaded, clips), logits(model, clips))
@@ -72,17 +73,18 @@ def test_it_finds_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = pixels(model, 4)
     monkeypatch.setattr(calibration, "ROUNDS", tuple((*round_[:2], 1, 2) for round_ in calibration.ROUNDS))
     seen: list[tuple[float, sttm.Plan]] = []
-    compare = calibration._Search._agreement
+    compare = calibration._Search._distances
 
-    def listen(self: Any, candidate: Any, count: int) -> calibration.Agreement:
+    def listen(self: Any, candidate: Any, count: int) -> torch.Tensor:
         found = compare(self, candidate, count)
-        seen.append((found.kl, candidate.plan))
+        seen.append((float(found.mean()), candidate.plan))
         return found
 
-    monkeypatch.setattr(calibration._Search, "_agreement", listen)
+    monkeypatch.setattr(calibration._Search, "_distances", listen)
+    monkeypatch.setattr(calibration._Search, "_surely_better", lambda *_: True)
     found = calibration.calibration(model, clips, COMPUTE)
-    assert found.agreement.kl == min(kl for kl, _ in seen)
-    assert len({kl for kl, _ in seen}) > 10  # the least of equal figures would prove nothing
+    assert found.agreement.distance == pytest.approx(min(distance for distance, _ in seen))
+    assert len({distance for distance, _ in seen}) > 10  # the least of equal figures would prove nothing
     assert len({str(asdict(plan)) for _, plan in seen}) == found.candidates
     # Every choice was varied.
     plans = [plan for _, plan in seen]
@@ -96,7 +98,25 @@ def test_few_clips_come_first() -> None:
     forwards: list[int] = []
     found = calibration.calibration(model, pixels(model, 16), COMPUTE, advance=forwards.append)
     assert sum(forwards) < 16 * (1 + found.candidates) * 0.6
-    assert found.default is not None and found.default.kl > found.agreement.kl
+    assert found.default is not None and found.default.distance >= found.agreement.distance
+
+
+def test_the_default_stays_unless_another_plan_is_better_by_more_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that is better on average, but not by the standard error over the clips, is not chosen."""
+    model, plans = lively("videomae"), []
+    clips = pixels(model, 4)
+    default = sttm.apply(model, COMPUTE)
+    sttm.remove(model)
+    for gains in ((2.0, 2.0, 2.0, 1.9), (9.0, -3.0, -3.0, -2.0)):
+        gain_N = torch.tensor(gains)
+
+        def told(self: Any, candidate: Any, count: int, gain_N: torch.Tensor = gain_N) -> torch.Tensor:
+            return torch.full((count,), 10.0) - gain_N[:count] * (candidate.plan != default)
+
+        monkeypatch.setattr(calibration._Search, "_distances", told)
+        plans.append(sttm.calibrate(model, clips, COMPUTE, limit=4))
+        sttm.remove(model)
+    assert plans[0] != default and plans[1] == default
 
 
 def test_learned_mergers_start_as_those_off_the_shelf() -> None:
@@ -123,13 +143,19 @@ def test_compute_1_merges_nothing() -> None:
     assert torch.equal(logits(model, clips), before)
 
 
-def test_agreement_is_by_probabilities() -> None:
+def test_agreement_is_by_logits_classes_and_probabilities() -> None:
     plain = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
     merged = torch.tensor([[2.0, 0.0, 1.0], [1.0, 0.0, 0.0]]) + torch.tensor([[5.0], [-1.0]])
-    found = calibration.Agreement.of(plain, merged)
+    found = Agreement.of(plain, merged)
     p, q = plain[1].softmax(0), merged[1].softmax(0)
     assert found.top1 == 0.5
     assert found.kl == pytest.approx(float((p * (p / q).log()).sum()) / 2)
+    # What a clip's logits have in common changes no answer, and no distance.
+    spread, apart = torch.tensor([[1.0, -1, 0], [-1, 2, -1]]), torch.tensor([5 / 3, -7 / 3, 2 / 3])
+    assert distances(plain, merged).tolist() == pytest.approx(
+        [0.0, float(apart.square().mean() / spread.square().mean())]
+    )
+    assert found.distance == pytest.approx(float(distances(plain, merged).mean()))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ LAYERS = [
         "data",
         "backbones",
         "patching",
+        "agreement",
         "calibration",
         "models",
     ),

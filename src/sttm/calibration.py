@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
+from sttm.agreement import Agreement, distances
 from sttm.backbones import backbone_of
 from sttm.backbones.base import Backbone
 from sttm.errors import SttmError
@@ -41,23 +41,6 @@ SHARES = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3))
 ROUNDS = (("layers", 0.45, 1 / 4, 4), ("shares", 0.7, 1 / 4, 3), ("window", 0.85, 1 / 2, 3), ("selector", 1, 1 / 2, 3))
 #: Candidates that are compared at most.
 LIMIT = 40
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How well the answers of a merged model agree with those of the plain one."""
-
-    kl: float
-    """Mean KL divergence of the class probabilities from the plain model's, in nats."""
-    top1: float
-    """Share of clips on which both name the same class."""
-
-    @classmethod
-    def of(cls, plain_NK: Tensor, merged_NK: Tensor) -> Agreement:
-        """Compare the logits of the same clips."""
-        kl = kl_div(log_softmax(merged_NK, -1), log_softmax(plain_NK, -1), reduction="batchmean", log_target=True)
-        same_N = merged_NK.argmax(-1) == plain_NK.argmax(-1)
-        return cls(float(kl.nan_to_num(nan=torch.inf)), float(same_N.double().mean()))
 
 
 @dataclass(frozen=True)
@@ -103,8 +86,8 @@ def calibrate(
     """Merge a model, in place, by the plan that agrees best with the plain model on some unlabelled clips.
 
     The plan chooses the layers, the window, how the reduction is split over the mergers, and what the selector
-    measures. It is compared by the KL divergence of the class probabilities from the plain model's. The plan that
-    `sttm.apply` would make is among the candidates.
+    measures. Plans are compared by the distance of the logits from the plain model's. The plan that `sttm.apply` would
+    make is among the candidates, and stays unless another one is better by more than the standard error.
 
     Args:
         model: as in `sttm.apply`, and plain.
@@ -191,7 +174,7 @@ class _Search:
         except OutOfReachError as error:
             out_of_reach = error
         if default is not None and not default.plan.mergers:  # compute=1
-            same = Agreement(0.0, 1.0)
+            same = Agreement(0.0, 0.0, 1.0)
             return Calibration(default.plan, same, same, 1, time.perf_counter() - started)
         self.plain_NK = torch.cat(self._logits(0, len(self.clips)))
         if not self.plain_NK.isfinite().all():
@@ -202,8 +185,9 @@ class _Search:
             best = self._best(pool, round(share * len(self.clips)))[:keep]
         if not best:
             raise out_of_reach
-        finalists = best if default is None or default in best else [*best, default]
-        first = self._best(finalists, len(self.clips))[0]
+        first = self._best(best if default is None else [*best, default], len(self.clips))[0]
+        if default is not None and not self._surely_better(first, default):
+            first = default
         agreement = self._agreement(first, len(self.clips))
         own = None if default is None else self._agreement(default, len(self.clips))
         return Calibration(first.plan, agreement, own, len(self.candidates), time.perf_counter() - started)
@@ -250,9 +234,24 @@ class _Search:
     def _best(self, pool: list[_Candidate], count: int) -> list[_Candidate]:
         """Return candidates by their agreement on the first clips; of equal ones, the one that was added first."""
         count = min(len(self.clips), max(count, 1))
-        return sorted(pool, key=lambda candidate: self._agreement(candidate, count).kl)
+        return sorted(
+            pool, key=lambda candidate: float(self._distances(candidate, count).mean().nan_to_num(nan=torch.inf))
+        )
+
+    def _surely_better(self, candidate: _Candidate, default: _Candidate) -> bool:
+        """Tell whether a candidate is better than the default by more than the standard error over the clips."""
+        count = len(self.clips)
+        gain_N = self._distances(default, count) - self._distances(candidate, count)
+        return bool(gain_N.mean() > gain_N.std() / count**0.5) if count > 1 else bool(gain_N.mean() > 0)
+
+    def _distances(self, candidate: _Candidate, count: int) -> Tensor:
+        return distances(self.plain_NK[:count], self._merged(candidate, count))
 
     def _agreement(self, candidate: _Candidate, count: int) -> Agreement:
+        return Agreement.of(self.plain_NK[:count], self._merged(candidate, count))
+
+    def _merged(self, candidate: _Candidate, count: int) -> Tensor:
+        """Return a candidate's logits of the first clips; those that are not there yet are computed."""
         done = sum(map(len, candidate.logits_NK))
         if done < count:
             # Learned mergers start as those off the shelf, which cost less.
@@ -261,7 +260,7 @@ class _Search:
                 candidate.logits_NK += self._logits(done, count)
             finally:
                 api.remove(self.model)
-        return Agreement.of(self.plain_NK[:count], torch.cat(candidate.logits_NK)[:count])
+        return torch.cat(candidate.logits_NK)[:count]
 
     def _logits(self, start: int, end: int) -> list[Tensor]:
         """Return the logits of some clips, batch by batch, in float32 on the CPU."""

@@ -88,7 +88,9 @@ def _print(found: "Calibration", clips: int, out: Path, *, as_json: bool) -> Non
     plan, rows = found.plan, []
     for name, agreement in (("default", found.default), ("calibrated", found.agreement)):
         if agreement is not None:
-            rows.append({"plan": name, "KL": agreement.kl, "top-1 agreement": agreement.top1})
+            rows.append(
+                {"plan": name, "distance": agreement.distance, "KL": agreement.kl, "top-1 agreement": agreement.top1}
+            )
     if as_json:
         facts: dict[str, Any] = {"plan": asdict(plan), "default": found.default and asdict(found.default)}
         facts |= {"calibrated": asdict(found.agreement), "clips": clips, "candidates": found.candidates}
