@@ -19,7 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, SyntheticClip, design, render
 from sttm.synth.motions import MOTION_CLASSES
 
@@ -46,7 +46,7 @@ class SynthSettings:
     def __post_init__(self) -> None:
         """Check every field; raise SttmError for the first impossible field."""
         if self.kind not in CLASSES:
-            raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them")
+            raise unknown("kind", self.kind, CLASSES)
         least_clips = len(CLASSES[self.kind])
         limits = (("clips", least_clips, 10**7), ("seed", 0, 2**63), ("frames", 8, 1024), ("size", 32, 2048))
         for name, least, most in limits:
