@@ -55,11 +55,11 @@ def _with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(CLOSED) from None
 
     shared = {"quiet": Quiet, "verbose": Verbose}
-    kind = inspect.Parameter.KEYWORD_ONLY
-    own = [parameter.replace(kind=kind) for parameter in inspect.signature(function).parameters.values()]
+    kind, signature = inspect.Parameter.KEYWORD_ONLY, inspect.signature(function, eval_str=True)
+    own = [parameter.replace(kind=kind) for parameter in signature.parameters.values()]
     added = [inspect.Parameter(name, kind, default=False, annotation=type_) for name, type_ in shared.items()]
     command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    command.__annotations__ = function.__annotations__ | shared
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     return command
 
 

@@ -51,7 +51,8 @@ def predict(
         compute: share of the plain model's multiply-adds to spend; None keeps the model as it was saved.
         method: how to merge where `compute` asks for other mergers than the model has.
         top_k: labels of each record.
-        views, batch_size: as in `predict_files`.
+        views: temporal views and spatial crops of each video, over which the scores are averaged.
+        batch_size: clips that go through the model at once; every view is a clip.
         dtype: "fp32", or "bf16" by autocast.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
 

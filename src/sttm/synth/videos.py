@@ -8,6 +8,7 @@ Legend: T frames, H x W a picture, 3 colours.
 import csv
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -166,8 +167,8 @@ def _run(
             job(index)
             advance(1, len(indices))
         return
-    # spawn, because a fork of a process with threads may hang
-    with get_context("spawn").Pool(workers) as pool:
+    # spawn, because a fork of a process with threads may hang; Ctrl-C ends this process, which ends the others
+    with get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         for _ in pool.imap_unordered(job, indices, chunksize=8):
             advance(1, len(indices))
 
