@@ -110,6 +110,7 @@ def test_readme_works_as_written(
     assert hub in load and len(use) == 1
     for i, name in enumerate(("ant", "bee", "cat")):
         pictures, _, _ = render("scene", i, 0, frames=8, size=32)
+        (tmp_path / "clips" / name).mkdir(parents=True)
         encode(pictures, tmp_path / "clips" / name / "1.mp4")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
