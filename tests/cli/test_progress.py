@@ -41,6 +41,16 @@ def test_the_layer_below_may_tell_the_total(monkeypatch):
     assert "2/9" in stderr.getvalue()
 
 
+@pytest.mark.parametrize("wanted", ["", "1"])
+def test_no_color_takes_the_colours_out(monkeypatch, wanted):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", wanted)
+    monkeypatch.setattr(sys, "stderr", stderr := Terminal())
+    with progress("clips", 7) as advance:
+        advance(3)
+    assert bool(re.search(r"\x1b\[(\d;)*[349][0-7]", stderr.getvalue())) != bool(wanted)
+
+
 #: Of a bar: the counts, the rate, and the time left.
 BAR = re.compile(r"(\d+)/(\d+).*?[\d.e+]+/s.*?\d:\d\d:\d\d", re.S)
 

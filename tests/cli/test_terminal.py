@@ -21,7 +21,6 @@ from tests.helpers import ROOT
 
 STTM = [sys.executable, "-m", "sttm"]
 ENVIRONMENT = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
-COLOUR = re.compile(r"\x1b\[[\d;]*(?:3[0-7]|4[0-7]|9[0-7])[\d;]*m")
 #: Of a bar: the counts, the rate, and the time left.
 BAR = re.compile(r"(\d+)/(\d+).*?[\d.e+]+/s.*?\d:\d\d:\d\d", re.S)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pty and signals of POSIX")
@@ -146,12 +145,6 @@ def test_a_closed_pipe_ends_quietly(small_model, clips):
     first, code = run.stdout.splitlines()
     assert "predictions" in json.loads(first) and code == "141"
     assert not run.stderr
-
-
-def test_no_color_and_help_on_a_terminal(screen):
-    for args in (["configs"], ["--help"], ["predict", "-h"], ["models"]):
-        plain = screen(*args, NO_COLOR="1").until()
-        assert plain and not COLOUR.search(plain)
 
 
 def test_completion_knows_commands_and_options():
