@@ -12,14 +12,18 @@ class SttmError(ValueError):
     """A mistake that the caller can fix: what was wrong, what is allowed, what to do."""
 
     def __init__(self, message: str = "") -> None:
-        # No word of ours is as long: it is a path, a name or a value of the user.
-        super().__init__(re.sub(rf"\S{{{QUOTED + 1},}}", lambda word: quoted(word[0]), message))
+        super().__init__(shortened(message))
 
 
 def quoted(text: object) -> str:
     """Return a user's text as a message quotes it: as it is, or its first characters where it is long."""
     text = str(text)
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
+def shortened(message: str) -> str:
+    """Return a message whose long words are cut; no word of ours is as long: it is a path or a value of the user."""
+    return re.sub(rf"\S{{{QUOTED + 1},}}", lambda word: quoted(word[0]), message)
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:

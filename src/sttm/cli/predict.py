@@ -47,9 +47,9 @@ def predict(
 
         network, preprocess = models.load_with_preprocess(model or models.DEFAULT)
         notice = None if model else bundled_notice(labels_of(network))
+        spent = bring(network.to(device_of(device)), share, method)
         if notice is not None:
             warn(notice)
-        spent = bring(network.to(device_of(device)), share, method)
         detail(
             f"{model or models.DEFAULT} on {device_of(device)} in {dtype}, compute {spent:.3f}, {preprocess.sampling}"
         )

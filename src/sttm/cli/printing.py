@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sttm.errors import SttmError, quoted
+from sttm.errors import SttmError, quoted, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,15 +26,15 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""  # under torchrun
-        print(f"sttm: {prefix}{_shortened(record.getMessage())}", file=sys.stderr)
+        print(f"sttm: {prefix}{_clipped(record.getMessage())}", file=sys.stderr)
 
 
-def _shortened(sentence: str) -> str:
+def _clipped(sentence: str) -> str:
     """Return a sentence with the arguments that it quotes cut where they are long."""
     for argument in sys.argv[1:]:
         for text in (argument, argument.partition("=")[2]):
             sentence = sentence.replace(text, quoted(text)) if text != quoted(text) else sentence
-    return sentence
+    return shortened(sentence)
 
 
 LOG.addHandler(_Stderr())
