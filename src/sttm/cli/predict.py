@@ -15,6 +15,7 @@ from sttm.cli.printing import complain, complain_of_path, detail, note, printabl
 from sttm.cli.progress import progress
 
 
+# Over 40 lines: most are the options and what they mean.
 @app.command(epilog="Example:  sttm predict clips/ 'more/*.mp4' --compute 0.62 --json")
 def predict(
     clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Files, folders, quoted patterns.")],
