@@ -74,7 +74,7 @@ def first_commands(environment: Path, sttm: list[str], folder: Path) -> None:
     listed = run(*sttm, "configs", folder=folder).stdout
     assert "ssv2/videomae-b-sttm" in listed and "ut_interaction" in listed
     if not (folder / "made").exists():
-        run(*sttm, "synth", "made", "--clips", "20", "--size", "64", "--workers", "1", folder=folder)
+        run(*sttm, "synth", "made", "--clips", "60", "--size", "64", "--workers", "1", folder=folder)
     lines = run(*sttm, "predict", "made/videos/0.mp4", "--json", "--output", "labels.csv", folder=folder).stdout
     assert json.loads(lines)["predictions"][0]["score"] > 0
     assert len((folder / "labels.csv").read_text(encoding="utf-8").splitlines()) == 2
