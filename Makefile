@@ -1,11 +1,12 @@
 # Each target makes .venv first, and again whenever pyproject.toml or constraints.txt has changed.
 #   make demo    the whole story in one run, offline: a table, and report.html
 #   make test    every test                      make check   what a commit must pass
-#   make bench   plain and merged, timed in turn
+#   make bench   plain and merged, timed in turn   make docs    the site, in site/
+#   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench
+.PHONY: demo test check bench docs test-install
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -26,6 +27,14 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/sttm bench
+
+# What the reader of docstrings says is a warning too, of which zensical knows nothing.
+docs: $(READY)
+	@said=$$($(BIN)/zensical build --clean --strict 2>&1); code=$$?; echo "$$said"; \
+	  test $$code -eq 0 && ! echo "$$said" | grep -q '^griffe:'
+
+test-install: $(READY)
+	$(BIN)/python tests/install.py
 
 # torch goes first and alone, so that nothing else can bring in another build of it; one that is already there stays.
 $(READY): pyproject.toml constraints.txt

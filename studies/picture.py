@@ -1,7 +1,7 @@
-"""Draw the picture of the README: a synthetic clip, what merges in the bundled model, and the paths of its objects.
+"""Draw the picture of the README: a clip, and which of its tokens merge in the plain bundled model, off the shelf.
 
-How to run, from the project's root:
-    python studies/picture.py
+How to run, from the project's root, on a clip of the GRID corpus (Cooke et al., 2006; CC BY 4.0):
+    python studies/picture.py bbaf2n_command.mp4
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import torch
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.data.transforms.preprocess import Preprocess
-from sttm.models import DEFAULT, resolve
-from sttm.patching.api import plan_of
-from sttm.synth.clips import render
-from sttm.visual.pictures import merge_picture
+from sttm.data.video.read import read
+from sttm.models import load_with_preprocess
+from sttm.visual.pictures import merge_picture, restore
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clip", type=int, default=0, help="number of the synthetic clip, of seed 1")
+    parser.add_argument("clip", type=Path, help="a video file")
+    parser.add_argument("--compute", type=float, default=0.62, help="share of the multiply-adds")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "merged.png", help="the picture")
     options = parser.parse_args()
-    model, preprocess = sttm.load(DEFAULT), Preprocess.from_folder(resolve(DEFAULT))
-    drawn, label, _ = render("motion", options.clip, seed=1)
-    frames_TCHW = torch.from_numpy(drawn).permute(0, 3, 1, 2)
+    model, preprocess = load_with_preprocess("sttm-motion-plain")
+    plan = sttm.apply(model, options.compute)
+    (clip,) = read(options.clip, preprocess.sampling)
+    pixels_BTCHW = preprocess(clip.frames_TCHW)
     with torch.no_grad(), sttm.trace(model) as maps:
-        best = model(preprocess(frames_TCHW)).logits.argmax()
-    print(f"{label}: classified as {model.config.id2label[int(best)]}")
-    (ROOT / "docs").mkdir(exist_ok=True)
-    grid = backbone_of(model).grid(model, plan_of(model).clip_shape)
-    merge_picture(frames_TCHW, maps, grid).save(ROOT / "docs" / "merged.png")
+        model(pixels_BTCHW)
+    grid = backbone_of(model).grid(model, plan.clip_shape)
+    merge_picture(restore(pixels_BTCHW[0], preprocess), maps, grid).save(options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""What every test shares: one thread, no network, the same draws by hypothesis; small models and videos."""
+"""What every test shares: one thread, no network, the same draws by hypothesis; small models, videos, commands."""
+
+from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -106,3 +111,33 @@ def motion_list(motion_videos) -> Path:
     lines = ["path,label", *(f"{path},{label}" for path, label in rows)]
     (motion_videos / "ragged.csv").write_text("\n".join(lines) + "\n")
     return motion_videos / "ragged.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict]:
+        """Return what each line of JSON holds."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def sttm(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """Run a command in this process; an exception that gets past main() fails the test."""
+
+    def run(*args: object) -> Outcome:
+        from sttm import cli
+
+        monkeypatch.setattr(sys, "argv", ["sttm", *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        output = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), output.out, output.err)
+
+    return run

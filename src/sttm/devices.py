@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 
 #: The dtypes that a model can run in, by the names that options and configs use; all but fp32 by autocast.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def dtype_of(name: str) -> torch.dtype:
     """Return the dtype of a name in `DTYPES`; raise SttmError for any other name."""
     if name not in DTYPES:
-        raise SttmError(f"unknown dtype {name!r}; choose {' or '.join(DTYPES)}")
+        raise unknown("dtype", name, DTYPES)
     return DTYPES[name]
 
 

@@ -2,61 +2,84 @@
 
 import importlib
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from sttm.errors import first_line
 
 PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
-TRAINING = ("accelerate", "kornia", "matplotlib", "pyarrow", "tensorboard")  # what sttm[train] brings
-INSTALL = "pip install --force-reinstall -c constraints.txt"
+#: Optional packages: the extra that brings each, and what it gives.
+OPTIONAL = {
+    "accelerate": ("train", "sttm train needs it"),
+    "kornia": ("train", "it gives colour and geometric augmentation to sttm train"),
+    "matplotlib": ("train", "it gives the plot of confusions to sttm eval --out"),
+    "pyarrow": ("train", "it gives parquet files to sttm predict --output and sttm eval --predictions"),
+    "tensorboard": ("train", "it gives curves of a run, run.trackers: [tensorboard]"),
+    "onnx": ("export", "torch.onnx.export of a model needs it"),
+    "onnxscript": ("export", "torch.onnx.export of a model needs it"),
+    "onnxruntime": ("export", "it runs an exported model"),
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: "ok", "absent" (optional, and not installed) or "broken"; `fix` says what to do."""
+    """The result of one check: "ok", "absent" (optional, and not installed) or "broken"."""
 
     name: str
     status: str
     detail: str
     needed: bool
+    """Whether nothing works without it."""
     fix: str = ""
+    """What to do where it is broken, or to get what is absent."""
 
 
 def examine() -> Iterator[Finding]:
     """Check everything that sttm needs or can use, one Finding at a time; nothing raises."""
     yield _try("python", lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield _try("torch", _torch, fix=f"{INSTALL} torch")
+    yield _try("torch", _torch, fix=_reinstall("torch"))
     for name in PACKAGES:
-        yield _try(name, partial(_import, name), fix=f"{INSTALL} {name}")
-    yield _try("video", _video, fix=f"{INSTALL} av")
-    yield _try("torchvision", _torchvision, needed=False, fix="pip uninstall torchvision: sttm does not need it")
+        yield _try(name, partial(_import, name), fix=_reinstall(name))
+    yield _try("video", _video, fix=_reinstall("av"))
+    gives, repair = "sttm does not need it", "pip uninstall torchvision: sttm does not need it"
+    yield _try_optional("torchvision", _torchvision, gives, install="", repair=repair)
     yield _try("model", _model, fix="fix what is broken above; if nothing is, reinstall sttm")
-    for name in TRAINING:
-        yield _try(name, partial(_import, name, optional=True), needed=False, fix="pip install 'sttm[train]'")
+    for name, (extra, gives) in OPTIONAL.items():
+        fix = f"pip install 'sttm[{extra}]'"
+        yield _try_optional(name, partial(_import, name), gives, install=fix, repair=_reinstall(name))
 
 
-def _try(name: str, check: Callable[[], str | None], *, needed: bool = True, fix: str = "") -> Finding:
-    """Run one check, which returns what it found, or None for something absent; whatever it raises is caught."""
+def _try(name: str, check: Callable[[], str], *, needed: bool = True, fix: str = "") -> Finding:
+    """Run one check, which returns what it found; whatever it raises is caught."""
     try:
-        detail = check()
+        return Finding(name, "ok", check(), needed)
     except Exception as error:  # a broken installation can raise anything
         return Finding(name, "broken", first_line(error), needed, fix)
-    if detail is None:
-        return Finding(name, "absent", "not installed, and not needed", needed)
-    return Finding(name, "ok", detail, needed)
 
 
-def _import(name: str, *, optional: bool = False) -> str | None:
-    if optional and find_spec(name) is None:
-        return None
+def _try_optional(name: str, check: Callable[[], str], gives: str, *, install: str, repair: str) -> Finding:
+    """Run the check of an optional package if it is installed; say what it gives if it is not."""
+    if find_spec(name) is None:
+        return Finding(name, "absent", f"not installed; {gives}", needed=False, fix=install)
+    return _try(name, check, needed=False, fix=repair)
+
+
+def _reinstall(name: str) -> str:
+    """Return the line that installs a package again, in a version that sttm takes, and nothing else."""
+    own = [line for line in requires("sttm") or () if re.match(rf"{name}\b", line)]
+    requirement = own[0].partition(";")[0].strip() if own else name
+    return f"pip install --force-reinstall --no-deps '{requirement}'"
+
+
+def _import(name: str) -> str:
     importlib.import_module(name)
     return version(name)
 
@@ -69,10 +92,8 @@ def _torch() -> str:
     return f"{torch.__version__}, CPU only, {torch.get_num_threads()} threads"
 
 
-def _torchvision() -> str | None:
+def _torchvision() -> str:
     """Recognise a torchvision built for another torch, with which no vision model of transformers loads."""
-    if find_spec("torchvision") is None:
-        return None
     # In a separate process, because a failed import leaves torch's operators half registered.
     command = [sys.executable, "-c", "import torchvision"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -1,8 +1,48 @@
-"""The one error that users meet."""
+"""The one error that users meet, and what its sentences have in common."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+#: Characters of a user's own text that a message quotes at most.
+QUOTED = 300
 
 
 class SttmError(ValueError):
     """A mistake that the caller can fix: what was wrong, what is allowed, what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
+
+
+def quoted(text: object) -> str:
+    """Return a user's text as a message quotes it: as it is, or its first characters where it is long."""
+    text = str(text)
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
+def shortened(message: str) -> str:
+    """Return a message whose long words are cut; no word of ours is as long: it is a path or a value of the user."""
+    return re.sub(rf"\S{{{QUOTED + 1},}}", lambda word: quoted(word[0]), message)
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return "did you mean ...?" with the known name nearest to an unknown one; `otherwise` where none is near."""
+    near = difflib.get_close_matches(str(name)[:QUOTED], list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def unknown(what: str, name: object, known: Iterable[str], advice: str = "") -> SttmError:
+    """Return the error for a name that is none of the known ones: what was given, what is nearest, what there is.
+
+    Args:
+        what: the kind of name, such as "method".
+        advice: what to say besides; left out, the known names.
+    """
+    known = list(known)
+    every = f"choose one of {', '.join(known)}" if len(known) > 2 else f"choose {' or '.join(known)}"
+    near = did_you_mean(name, known)
+    return SttmError(f"unknown {what} {quoted(name)!r}; {near} {advice or every}".replace(";  ", "; "))
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sttm.errors import SttmError, first_line
+from sttm.errors import SttmError, did_you_mean, first_line, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -192,8 +192,10 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    near = did_you_mean(name, BUNDLED)
     missing = (
-        f"no model {name!r} here or on the hub; give one of {', '.join(BUNDLED)}, a folder, or a hub id such as "
+        f"no model {quoted(name)!r} here or on the hub; {near}{' ' if near else ''}give one of "
+        f"{', '.join(BUNDLED)}, a folder, or a hub id such as "
         "MCG-NJU/videomae-base-finetuned-kinetics (a first download needs the network)"
     )
     if name.count("/") > 1 or name.startswith((".", "/", "~")):

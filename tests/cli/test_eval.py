@@ -132,7 +132,7 @@ def test_bad_options_are_one_sentence(sttm, motion_model, args, said):
 
 def test_bad_configs_are_one_sentence(sttm, config, tmp_path):
     for args, said in (
-        (["--split", "mine"], "choose train, validation, test"),
+        (["--split", "mine"], "choose one of train, validation, test"),
         (["--split", "train"], "data.train"),
         (["--format", "csv"], "belong to --data"),
         (["--set", "model.start=null", "--set", "model.family=videomae"], "run sttm train"),

@@ -1,16 +1,17 @@
 """`sttm predict` on real files, good and bad."""
 
 import csv
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from sttm import apply, load, save
+from sttm import SttmError, apply, load, save
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
+from sttm.evaluation.output import SUFFIXES, row_of
+from sttm.synth.motions import MOTION_CLASSES
 
 
 def test_predict_gives_every_video_a_line_and_goes_on_after_a_broken_one(sttm, small_model, clips):
@@ -87,20 +88,6 @@ def test_neither_batches_nor_company_change_a_prediction(sttm, small_model, clip
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_ends_quietly(small_model, clips):
-    files = [str(clips / "a.mp4")] * 50
-    command = [sys.executable, "-c", "from sttm.cli import main; main()", "predict", *files, "--json"]
-    command += ["--model", str(small_model), "--batch-size", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None and run.stderr is not None
-        assert "predictions" in run.stdout.readline()
-        run.stdout.close()
-        errors = run.stderr.read()
-    assert "Traceback" not in errors and "Exception" not in errors
-    assert run.returncode != 0
-
-
-@pytest.mark.slow
 def test_predict_over_all_the_shared_clips(sttm, small_model, shared_data):
     folders = [shared_data / "clips", shared_data / "clips-made"]
     outcome = sttm("predict", *folders, "--model", small_model, "--json")
@@ -113,3 +100,77 @@ def test_predict_over_all_the_shared_clips(sttm, small_model, shared_data):
             record = by_path.get(folder / row["path"], {})
             assert ("error" in record) == (not int(row["frames"] or 0)), (row["path"], record)
             assert record.get("error") or record["frames_decoded"] == min(8, int(row["frames"])), record
+
+
+def test_without_a_model_it_says_what_the_bundled_one_knows(sttm, clips):
+    outcome = sttm("predict", clips / "a.mp4", clips / "b.mp4", "--json")
+    good, bad = outcome.records
+    warning, _, _ = outcome.err.partition("\n")
+    assert warning.startswith("sttm: warning: no model was named, so this is sttm-motion")
+    assert all(name in warning for name in MOTION_CLASSES) and "any other video one of these" in warning
+    assert "--model" in warning and "MCG-NJU/videomae-base-finetuned-kinetics" in warning
+    assert f"sttm: warning: {good['notice']}" == warning and "notice" not in bad
+    assert outcome.err.count("no model was named") == 1
+    named = sttm("predict", clips / "a.mp4", "--model", "sttm-motion", "--json")
+    assert "no model was named" not in named.err and "notice" not in named.records[0]
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Return the rows of a written file, as text."""
+    if path.suffix == ".jsonl":
+        return [row_of(json.loads(line), 2) for line in path.read_text().splitlines()]
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_output_holds_the_records(sttm, small_model, clips, tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    outcome = sttm("predict", clips, "--model", small_model, "--top-k", 2, "--output", path, "--json")
+    assert outcome.code == 1 and f"the records of 3 inputs are in {path}" in outcome.err
+    first, broken, last = rows_of(path)
+    assert list(tmp_path.iterdir()) == [path]
+    for row, record in zip((first, broken, last), outcome.records, strict=True):
+        expected = row_of(record, 2)
+        assert list(row) == list(expected)
+        assert {k: str(v or "") for k, v in row.items()} == {k: str(v or "") for k, v in expected.items()}
+    assert "web page" in broken["error"] and not broken["prediction_1"] and first["prediction_2"]
+    silent = sttm("predict", clips / "a.mp4", "--model", small_model, "--output", path, "--quiet")
+    assert (silent.code, silent.out, silent.err) == (0, "", "") and len(rows_of(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("out.txt", "unknown suffix of --output '.txt'; choose one of .jsonl, .csv, .parquet"),
+        ("out.parquett", "did you mean .parquet?"),
+        ("nowhere/out.csv", "No such file or directory; choose another folder"),
+        ("folder.csv", "is a folder; give the name of a file in it"),
+    ],
+)
+def test_an_impossible_output_is_one_sentence_before_anything_runs(sttm, clips, tmp_path, monkeypatch, name, said):
+    (tmp_path / "folder.csv").mkdir()
+    monkeypatch.setattr("sttm.models.load", lambda name: pytest.fail("the model was loaded"))
+    outcome = sttm("predict", clips, "--output", tmp_path / name)
+    assert outcome.code == 2 and not outcome.out and said in outcome.err and outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]
+
+
+def test_parquet_without_pyarrow_is_one_sentence(sttm, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("sttm.evaluation.output.find_spec", lambda name: None)
+    outcome = sttm("predict", clips, "--output", tmp_path / "out.parquet")
+    assert outcome.code == 2 and "pip install pyarrow" in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_an_error_leaves_no_output(sttm, small_model, clips, tmp_path, monkeypatch):
+    def fail(*args: object, **options: object):
+        yield {"path": "a", "error": "unreadable"}
+        raise SttmError("8 clips at once do not fit into the memory of cuda; use a smaller batch size")
+
+    monkeypatch.setattr("sttm.evaluation.predict.predict_files", fail)
+    outcome = sttm("predict", clips, "--model", small_model, "--output", tmp_path / "out.csv")
+    assert outcome.code == 2 and "do not fit" in outcome.err and not list(tmp_path.iterdir())

@@ -206,7 +206,7 @@ def test_a_perfect_eye_needs_the_order() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"kind": "music"}, "kind is 'music'"),
+        ({"kind": "music"}, "unknown kind 'music'; choose motion or scene"),
         ({"clips": 0}, "clips is 0"),
         ({"clips": 17}, "one for each of the 18 classes"),
         ({"clips": 20.5}, "clips is 20.5"),

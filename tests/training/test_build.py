@@ -194,7 +194,7 @@ def test_what_is_not_valid_is_refused_in_one_sentence(videomae: Path, tmp_path: 
     assert "model.config.hidden is not a setting" in refused({**from_it, "config": {"hidden": 3}})
     assert "leave that setting" in refused({**from_it, "config": {"hidden_size": 48}})
     assert "has no weights for" in refused({**from_it, "config": {"num_hidden_layers": 5}})
-    assert "swin is unknown; choose one of videomae" in refused({"family": "swin"})
+    assert "unknown model.family 'swin'; choose one of videomae" in refused({"family": "swin"})
     assert "match_frames=4 leaves nothing" in refused(from_it, merging={"match_frames": 4})
     assert "has no class a" in refused(from_it, merging={"compute": 0.7}, distillation={})
     assert "no model" in refused({"start": str(tmp_path / "nowhere" / "at" / "all")})

@@ -27,7 +27,7 @@ def bench(
     data: Annotated[Path | None, typer.Option(metavar="LIST", help="Videos for --pipeline.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the plain and the merged model in turn, in one process; with --pipeline, whether reading keeps up."""
+    """Time plain and merged models in turn. With --pipeline, time reading too: whether it keeps up."""
     if data is not None and not pipeline:
         raise SttmError("--data belongs to --pipeline, and without it the clips are random numbers; add --pipeline")
     computes = [read_compute(text) for text in compute.split(",")]

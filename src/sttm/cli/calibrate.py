@@ -7,7 +7,7 @@ import typer
 
 from sttm.cli.app import app
 from sttm.cli.options import Batch, Device, Format, Json, Learned, Method, Root, read_compute
-from sttm.cli.printing import complain, complain_of_path, print_rows
+from sttm.cli.printing import complain_of_path, print_rows, warn
 from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def calibrate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Choose where one model merges, by agreement with its plain self on a few unlabelled videos."""
+    """Choose where one model merges. By agreement with its plain self, on a few unlabelled videos."""
     share = read_compute(compute)
 
     from sttm import models
@@ -100,4 +100,4 @@ def _print(found: "Calibration", clips: int, out: Path, *, as_json: bool) -> Non
     print_rows(f"Agreement with the plain model on {clips} clips", rows)
     print(f"{found.candidates} schedules compared in {found.seconds:.0f} s. The model is in {out}")
     if clips < 16:
-        complain(f"{clips} clips are few to choose by; give some 32")
+        warn(f"{clips} clips are few to choose by; give some 32")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from sttm.cli.app import app
+from sttm.cli.app import Application, app
 from sttm.cli.options import Json
 
-configs = typer.Typer(help="List the recipes that ship with the package.")
+configs = Application(help="List the recipes that ship with the package.")
 app.add_typer(configs, name="configs")
 
 

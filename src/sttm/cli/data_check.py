@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sttm.cli.app import app
+from sttm.cli.app import Application, app
 from sttm.cli.options import Json, Sets
-from sttm.cli.printing import complain, complain_of_videos, print_rows
+from sttm.cli.printing import complain_of_videos, print_rows, warn
 from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
     from sttm.config.settings import ModelSettings
     from sttm.data.video.read import Sampling
 
-data = typer.Typer(help="Check data sets.", no_args_is_help=True)
+data = Application(help="Check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 #: Fields of a split that are in the JSON only, to keep the table narrow.
@@ -33,7 +33,7 @@ def check(
     threads: Annotated[int, typer.Option(min=1, help="Videos checked at once.")] = 8,
     as_json: Json = False,
 ) -> None:
-    """Check every video of a data set before a long run: what is missing, unreadable, short or in two splits."""
+    """Check every video before a long run. Says what is missing, unreadable, short or in two splits."""
     from sttm.config import load
 
     settings = load(config, overrides or ())
@@ -49,9 +49,9 @@ def check(
         complain_of_videos(row["missing"], f"of {row['split']} missing")
         complain_of_videos([entry["error"] for entry in row["unreadable"]], f"of {row['split']} unreadable")
         for entry in row["remarks"][:10]:
-            complain(f"warning: {entry['path']}: {entry['remark']}")
+            warn(f"{entry['path']}: {entry['remark']}")
     for warning in report["warnings"]:
-        complain(f"warning: {warning}")
+        warn(warning)
     raise typer.Exit(int(not report["ok"]))
 
 

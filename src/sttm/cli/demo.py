@@ -19,7 +19,7 @@ def demo(
     seed: Seed = 1,
     as_json: Json = False,
 ) -> None:
-    """Make videos, classify them with and without merging, and write a report with pictures; all offline."""
+    """Show what merging does, offline. Makes videos, classifies them plain and merged, and writes a report."""
     from sttm.visual import demo as demonstration
 
     with progress("videos") as advance:

@@ -35,7 +35,7 @@ def distill(
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Adapt a merged model to its plain self on unlabelled videos, or resume its run."""
+    """Adapt a merged model without labels. Its plain self teaches it on your videos; resumes a run that stopped."""
     share = None if compute is None else read_compute(compute)
 
     from sttm.training.distill import Distillation

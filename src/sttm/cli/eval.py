@@ -12,7 +12,7 @@ import typer
 
 from sttm.cli.app import app
 from sttm.cli.options import Compute, Json, Method, Sets, bring, read_merging
-from sttm.cli.printing import complain, complain_of_path, print_rows
+from sttm.cli.printing import complain, complain_of_path, detail, note, print_rows, warn
 from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def evaluate(
     predictions: Annotated[Literal["csv", "parquet"], typer.Option(help="Their format in --out.")] = "csv",
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy on a data set; videos that cannot be read are named, and not counted."""
+    """Measure accuracy on a data set. Videos that cannot be read are named, and not counted."""
     from sttm.evaluation.request import Request
 
     request = Request(
@@ -79,7 +79,7 @@ def _run(given: Request, *, as_json: bool) -> int:
         code = _report(evaluation, summary, as_json=as_json)
         if request.out is not None:
             results.write(evaluation, request.out, summary, request.predictions)
-            complain(f"the results are in {request.out}")
+            note(f"the results are in {request.out}")
         return code
 
 
@@ -98,11 +98,12 @@ def _evaluate(
 
     assert request.views and request.average and request.batch_size and request.device and request.dtype
     videos = read_split(data, split)
-    model = model_of(request, settings, complain)
+    model = model_of(request, settings, warn)
     network, preprocess = models.load_with_preprocess(model)
     match_classes(videos, labels_of(network))
     device = device_of(request.device)
     compute = bring(network.to(device), share, request.method)
+    detail(f"{model} on {device} in {request.dtype}, compute {compute:.3f}, {preprocess.sampling}")
     with joined(device) as (rank, world), progress("videos", -(-len(videos.videos) // world)) as advance:
         evaluation = evaluate(
             network, videos, preprocess, views=parse_views(request.views), average=request.average,

@@ -7,7 +7,7 @@ from sttm.cli.printing import print_rows
 
 @app.command(epilog="Example:  sttm models --json")
 def models(as_json: Json = False) -> None:
-    """List the bundled models, and the families of models that can be merged."""
+    """List bundled models and model families."""
     from sttm.backbones import FAMILIES
     from sttm.models import BUNDLED
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sttm.cli.printing import complain
+from sttm.cli.printing import note
 from sttm.errors import SttmError
 
 if TYPE_CHECKING:
@@ -63,5 +63,5 @@ def bring(network: "nn.Module", compute: float | None, method: str | None) -> fl
     own = models.bring_to_compute(network, None)
     plan = models.bring_to_compute(network, compute, method or "sttm")
     if own is not None and plan is not own:
-        complain(f"the mergers that the model came with (compute {own.compute:.3f}) make way for --compute {compute}")
+        note(f"the mergers that the model came with (compute {own.compute:.3f}) make way for --compute {compute}")
     return 1.0 if plan is None else plan.compute

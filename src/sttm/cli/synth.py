@@ -20,7 +20,7 @@ def synth(
     size: Annotated[int, typer.Option(min=16, help="Height and width in pixels.")] = 112,
     workers: Annotated[int | None, typer.Option(min=1, show_default="one for each core", help="Processes.")] = None,
 ) -> None:
-    """Make synthetic videos: labelled mp4 files of known classes."""
+    """Make synthetic videos. These are labelled mp4 files of known classes."""
     from sttm.synth.videos import SynthSettings, make
 
     settings = SynthSettings(kind=kind, clips=clips, seed=seed, frames=frames, size=size)

@@ -1,6 +1,7 @@
 """`sttm train`."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from sttm.cli.app import app
 from sttm.cli.options import Json, Sets
 from sttm.cli.printing import complain, complain_of_videos
+from sttm.cli.progress import Advance, progress
 
 
 @app.command(epilog="Example:  sttm train configs/ut_interaction.yaml --set merging.compute=0.62")
@@ -18,19 +20,40 @@ def train(
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model, plain or merged, or resume its run; under torchrun on many processes."""
+    """Train a model, or resume its run. Plain or merged, on one process or, under torchrun, on many."""
     from sttm.config import load
 
     settings = load(config, overrides or ())  # before torch is imported: a mistake in the config is reported at once
     from sttm.training import run as training
 
-    try:
-        training.train(
-            settings, lambda record: print(json.dumps(record), flush=True) if as_json else print_record(record)
-        )
-    except training.Stopped as stopped:
-        complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
-        raise typer.Exit(128 + stopped.signal) from stopped
+    # no bar between lines of JSON on a terminal
+    with progress("steps", shown=not (as_json and sys.stdout.isatty())) as advance:
+        count = _Count(advance)
+
+        def report(record: Mapping[str, Any]) -> None:
+            print(json.dumps(record), flush=True) if as_json else print_record(record)
+            count(record)
+
+        try:
+            training.train(settings, report)
+        except training.Stopped as stopped:
+            complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
+            raise typer.Exit(128 + stopped.signal) from stopped
+
+
+class _Count:
+    """Counts the steps of a run that are still to be done, and shows the last loss."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.step = advance, 0
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if record.get("event") == "start":
+            self.step = record["resumed_at"] or 0
+            self.advance(0, record["steps"] - self.step)
+        elif "loss" in record:
+            self.advance(record["step"] - self.step, note=f"loss {record['loss']:.4f}")
+            self.step = record["step"]
 
 
 def print_record(record: Mapping[str, Any]) -> None:

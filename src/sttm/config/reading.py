@@ -7,7 +7,7 @@ An unknown key is named in the error, with the most similar key that exists.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sttm.config.settings import Settings
-from sttm.errors import SttmError
+from sttm.errors import SttmError, did_you_mean, quoted
 
 #: The key with which a config names the config that it changes.
 INHERIT = "inherit"
@@ -69,8 +69,7 @@ def find(name: str | Path) -> Path:
         return known[recipe]
     if path.exists():
         return path
-    near = difflib.get_close_matches(recipe, known, n=1)
-    advice = f"did you mean {near[0]}?" if near else "`sttm configs` lists the recipes"
+    advice = did_you_mean(recipe, known, "`sttm configs` lists the recipes")
     raise SttmError(f"{name} is neither a file nor a recipe; {advice}")
 
 
@@ -111,11 +110,11 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        raise SttmError(f"--set {override} is not key=value; write it as in --set optimizer.lr=1e-3")
+        raise SttmError(f"--set {quoted(override)} is not key=value; write it as in --set optimizer.lr=1e-3")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SttmError(f"--set {override}: the value is not YAML; put it in quotes") from error
+        raise SttmError(f"--set {quoted(override)}: the value is not YAML; put it in quotes") from error
     nested: Any = value
     for key in reversed(keys):
         nested = {key: nested}
@@ -127,15 +126,18 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
-        return f"there is no setting {where}; {f'did you mean {near[0]}?' if near else 'see sttm.config.settings'}"
+        advice = did_you_mean(first["loc"][-1], _keys_beside(first["loc"]), "see sttm.config.settings")
+        return f"there is no setting {quoted(where)}; {advice}"
     if first["type"] == "missing":
         return f"{where} is missing; add it, as in the configs in configs/"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message
-    return f"{where}={first['input']!r}: {message}"
+    if first["type"] == "literal_error":
+        near = did_you_mean(first["input"], re.findall("'([^']+)'", first["ctx"]["expected"]))
+        message += f"; {near}" if near else ""
+    return f"{where}={quoted(repr(first['input']))}: {message}"
 
 
 def _keys_beside(where: tuple[int | str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from os import PathLike, fspath
@@ -26,7 +27,7 @@ READERS = 2
 # Over 40 lines: most are the options and what they mean.
 def predict(
     paths: Iterable[str | PathLike[str]],
-    model: str | Path = models.DEFAULT,
+    model: str | Path | None = None,
     compute: float | None = None,
     *,
     method: str = "sttm",
@@ -46,11 +47,12 @@ def predict(
 
     Args:
         paths: files, folders or glob patterns.
-        model: a bundled name, a folder, or a hub id.
+        model: a bundled name, a folder, or a hub id; left out, the bundled model, with a warning of what it knows.
         compute: share of the plain model's multiply-adds to spend; None keeps the model as it was saved.
         method: how to merge where `compute` asks for other mergers than the model has.
         top_k: labels of each record.
-        views, batch_size: as in `predict_files`.
+        views: temporal views and spatial crops of each video, over which the scores are averaged.
+        batch_size: clips that go through the model at once; every view is a clip.
         dtype: "fp32", or "bf16" by autocast.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
 
@@ -58,12 +60,24 @@ def predict(
         SttmError: for a model, compute, dtype or device that cannot be. A file that cannot be read is a record.
     """
     where, kind = device_of(device), dtype_of(dtype)
-    network, preprocess = models.load_with_preprocess(model)
+    network, preprocess = models.load_with_preprocess(models.DEFAULT if model is None else model)
+    notice = bundled_notice(labels_of(network)) if model is None else None
+    if notice is not None:
+        warnings.warn(notice, stacklevel=2)
     plan = models.bring_to_compute(network.to(where), compute, method)
     names = [paths] if isinstance(paths, str | PathLike) else paths
     files, spent = find_videos(fspath(name) for name in names), 1.0 if plan is None else plan.compute
     options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size, "dtype": kind}
-    return predict_files(files, network, preprocess, compute=spent, **options)
+    return predict_files(files, network, preprocess, compute=spent, notice=notice, **options)
+
+
+def bundled_notice(labels: list[str]) -> str:
+    """Return what to say where no model was named: which classes the bundled one knows, and how to name another."""
+    return (
+        f"no model was named, so this is {models.DEFAULT}, which knows synthetic videos of {len(labels)} motions only "
+        f"({', '.join(labels)}) and gives any other video one of these; name a model of your classes with --model "
+        "(model= in Python), such as MCG-NJU/videomae-base-finetuned-kinetics"
+    )
 
 
 def find_videos(inputs: Iterable[str]) -> list[Video]:
@@ -84,16 +98,18 @@ def predict_files(
     batch_size: int = 8,
     compute: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    notice: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Classify every file, and yield one record for each, in order, as soon as its batch has run.
 
     A record is {"path", "predictions": [{"label", "score"}...], "compute", "frames_decoded", "seconds"}, with
-    "warnings" where the file was not read in full; or {"path", "error"}. "seconds" is the time to read the clip
-    plus its share of the model's time on the batch.
+    "warnings" where the file was not read in full, and "notice" where there is one; or {"path", "error"}. "seconds"
+    is the time to read the clip plus its share of the model's time on the batch.
 
     Args:
         model, views, batch_size, dtype: as in `inference.classify`; the model has `config.id2label`.
         compute: what the model costs relative to its plain self; it is only reported.
+        notice: what all predictions are to be read with, such as `bundled_notice`; it is only reported.
 
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
@@ -101,7 +117,8 @@ def predict_files(
     labels = labels_of(model)
     with closing(read_ahead(files, preprocess, views, READERS)) as samples:
         for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
-            yield _record(result, labels, top_k, compute)
+            record = _record(result, labels, top_k, compute)
+            yield record | {"notice": notice} if notice and "predictions" in record else record
 
 
 def _expand(name: str) -> Iterator[Video]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 
 if TYPE_CHECKING:
     from sttm.config import Settings
@@ -92,7 +92,7 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
         raise SttmError("--root, --format and --labels belong to --data; change the data of a config with --set")
     splits = get_args(SplitName)
     if request.split is not None and request.split not in splits:
-        raise SttmError(f"--split {request.split} is no split of a config; choose {', '.join(splits)}")
+        raise unknown("split of a config, --split", request.split, splits)
     default = "validation" if settings.data.test is None else "test"
     return settings.data, cast(SplitName, request.split or default)
 

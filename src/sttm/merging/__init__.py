@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sttm.errors import SttmError
+from sttm.errors import unknown
 from sttm.merging.baselines.learned import PatchMerger, TokenLearner
 from sttm.merging.baselines.matching import DensityPeaks, DropMerge, PiToMe, ToMe
 from sttm.merging.baselines.pruning import RLT, STA, EViT
@@ -25,7 +25,7 @@ METHODS: dict[str, type[TokenReducer]] = {
 def method_named(name: str) -> type[TokenReducer]:
     """Return the reducer of that name; SttmError lists the names there are."""
     if name not in METHODS:
-        raise SttmError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+        raise unknown("method", name, sorted(METHODS))
     return METHODS[name]
 
 

@@ -8,6 +8,7 @@ Legend: T frames, H x W a picture, 3 colours.
 import csv
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 from sttm.synth.clips import CLASSES, SCENE_CLASSES, VERSION, SyntheticClip, design, render
 from sttm.synth.motions import MOTION_CLASSES
 
@@ -46,7 +47,7 @@ class SynthSettings:
     def __post_init__(self) -> None:
         """Check every field; raise SttmError for the first impossible field."""
         if self.kind not in CLASSES:
-            raise SttmError(f"kind is {self.kind!r}, but must be {' or '.join(CLASSES)}; choose one of them")
+            raise unknown("kind", self.kind, CLASSES)
         least_clips = len(CLASSES[self.kind])
         limits = (("clips", least_clips, 10**7), ("seed", 0, 2**63), ("frames", 8, 1024), ("size", 32, 2048))
         for name, least, most in limits:
@@ -166,8 +167,8 @@ def _run(
             job(index)
             advance(1, len(indices))
         return
-    # spawn, because a fork of a process with threads may hang
-    with get_context("spawn").Pool(workers) as pool:
+    # spawn, because a fork of a process with threads may hang; Ctrl-C ends this process, which ends the others
+    with get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         for _ in pool.imap_unordered(job, indices, chunksize=8):
             advance(1, len(indices))
 

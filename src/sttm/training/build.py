@@ -23,7 +23,7 @@ from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES, model_config, read_json
 from sttm.data.video.read import Sampling
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 from sttm.evaluation.inference import labels_of
 from sttm.patching import api
 from sttm.patching.saving import MODEL_TYPE, PLAN_FILE
@@ -66,7 +66,7 @@ def _from_scratch(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any,
 
     assert settings.family is not None
     if settings.family not in FAMILIES:
-        raise SttmError(f"model.family={settings.family} is unknown; choose one of {', '.join(FAMILIES)}")
+        raise unknown("model.family", settings.family, FAMILIES)
     config = AutoConfig.for_model(settings.family)
     _change(config, settings.config)
     _set_frames(config, settings.frames)

@@ -18,7 +18,7 @@ from sttm.data.datasets.annotations import SPLITS, Annotation, AnnotationFile, A
 from sttm.data.datasets.labels import read_text
 from sttm.data.video.frame_folder import PICTURE_SUFFIXES
 from sttm.data.video.video import VIDEO_SUFFIXES
-from sttm.errors import SttmError
+from sttm.errors import SttmError, unknown
 
 _HMDB_NAME = re.compile(r"(.+)_test_split(\d+)\.txt")
 _UCF_LINE = re.compile(r"(?:.*/)?([^/]+)/v_([^/]+)_g\d+_c\d+\.\w+(?:\s+(\d+))?")
@@ -285,7 +285,7 @@ def read_annotations(path: Path, name: str, setting: str) -> tuple[AnnotationLis
         SttmError: if there is no such list or format, or the content matches none or is broken.
     """
     if name not in ("auto", *FORMATS):
-        raise SttmError(f"{setting}.format={name} is none of auto, {', '.join(FORMATS)}; choose one of them")
+        raise unknown(f"{setting}.format", name, ("auto", *FORMATS))
     file = AnnotationFile(path)
     if not path.exists() and not any(sign in path.name for sign in "*?[{"):
         raise SttmError(f"{setting}.list={path} does not exist; check the path")

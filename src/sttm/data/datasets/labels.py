@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, did_you_mean
 
 _DIRECTIONS = {"left", "right", "leftward", "rightward", "leftwards", "rightwards", "leftmost", "rightmost"}
 _DIRECTIONS |= {"clockwise", "counterclockwise", "anticlockwise"}
@@ -45,8 +44,7 @@ class Classes:
 
     def nearest(self, label: str | int) -> str:
         """Return advice for a label that is no class."""
-        near = difflib.get_close_matches(str(label), self.names, n=1)
-        return f"did you mean {near[0]!r}?" if near else f"the first of them is {self.names[0]!r}"
+        return did_you_mean(label, self.names, f"the first of them is {self.names[0]!r}")
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
