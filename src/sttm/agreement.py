@@ -28,8 +28,8 @@ class Agreement:
         """Compare the logits of the same clips."""
         kl = kl_div(log_softmax(merged_NK, -1), log_softmax(plain_NK, -1), reduction="batchmean", log_target=True)
         same_N = merged_NK.argmax(-1) == plain_NK.argmax(-1)
-        finite = [float(value.nan_to_num(nan=torch.inf)) for value in (distances(plain_NK, merged_NK).mean(), kl)]
-        return cls(*finite, float(same_N.double().mean()))
+        distance, kl = (x.nan_to_num(nan=torch.inf) for x in (distances(plain_NK, merged_NK).mean(), kl))
+        return cls(float(distance), float(kl), float(same_N.double().mean()))
 
 
 def distances(plain_NK: Tensor, merged_NK: Tensor) -> Tensor:
