@@ -116,7 +116,7 @@ def data_settings(name: str) -> DataSettings:
     dataset = dataset_named(name)
     if dataset.folder is None:
         assert dataset.synthetic is not None
-        return _synthetic(name, dataset.synthetic)
+        return synthetic_settings(name, dataset.synthetic)
     folder = data_root() / dataset.folder
     annotations = folder / "annotations.csv"
     if not annotations.exists():
@@ -137,7 +137,8 @@ def _write(path: Path, rows: list[tuple[Any, ...]]) -> None:
     part.replace(path)
 
 
-def _synthetic(name: str, wanted: SynthSettings) -> DataSettings:
+def synthetic_settings(name: str, wanted: SynthSettings) -> DataSettings:
+    """Return the `data` section for synthetic videos; makes them, if needed."""
     folder = CACHE / "synthetic" / name
     if not (folder / "tracks.jsonl").exists():
         make(folder, wanted)
