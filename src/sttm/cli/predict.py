@@ -38,7 +38,7 @@ def predict(
 
     network, preprocess = models.load_with_preprocess(model or models.DEFAULT)
     spent = bring(network.to(device_of(device)), share, method)
-    files = find_videos(clips)
+    files = find_videos(clips, note=lambda sentence: complain(f"warning: {printable(sentence)}"))
     records = predict_files(
         files, network, preprocess, top_k=top_k, views=temporal_and_spatial, batch_size=batch_size, compute=spent,
         dtype=dtype_of(dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from sttm.data.datasets.annotations import SPLITS, Annotation
 from sttm.data.datasets.files import FileFinder
 from sttm.data.datasets.formats import read_annotations
 from sttm.data.datasets.labels import Classes, directional, read_labels
-from sttm.data.video.video import Video
+from sttm.data.video.video import Video, skipped_files
 from sttm.errors import SttmError
 
 __all__ = ["SplitName", "Video", "VideoSet", "read_split"]
@@ -35,13 +36,15 @@ class VideoSet:
     """The annotation format that the list was read in."""
     direction_sensitive: bool
     """Whether mirroring a clip would change the meaning of some class."""
+    skipped: tuple[str, ...] = ()
+    """Files that the scan of a folder left out; `read_split` warns of them."""
 
 
 def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -> VideoSet:
     """Read one split: every selected annotation of its list, and whether its file is there.
 
     The classes are those of `data.labels`, or else those of the first list that names any, less `data.without`;
-    they are the same for all splits. Where only numbers and no names are known, no clip is known to be safe to
+    they are the same for all splits. A scan of a folder that skips files warns. Where only numbers and no names are known, no clip is known to be safe to
     mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise.
 
     Args:
@@ -76,7 +79,9 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     sensitive = data.direction_sensitive
     if sensitive is None:
         sensitive = all(name.isdecimal() for name in classes) or bool(directional(classes))
-    return VideoSet(tuple(videos), classes, tuple(missing), selected.format, sensitive)
+    if selected.skipped:
+        warnings.warn(skipped_files(str(selected.root), selected.skipped), stacklevel=2)
+    return VideoSet(tuple(videos), classes, tuple(missing), selected.format, sensitive, selected.skipped)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class _Selected:
     classes: tuple[str, ...] | None
     format: str
     root: Path
+    skipped: tuple[str, ...]
 
 
 def _split(data: DataSettings, name: SplitName) -> SplitSettings:
@@ -114,7 +120,7 @@ def _select(split: SplitSettings, name: SplitName) -> _Selected:
             missing = f"no line with {column}={' or '.join(values)}"
             raise SttmError(f"{split.list} has {missing}; there are {', '.join(present[:10])}: correct {setting}")
     own = split.list if split.list.is_dir() else split.list.parent
-    return _Selected(annotations, listed.classes, format_, listed.root or split.root or own)
+    return _Selected(annotations, listed.classes, format_, listed.root or split.root or own, listed.skipped)
 
 
 def _wanted_columns(split: SplitSettings, name: SplitName, annotations: list[Annotation]) -> dict[str, tuple[str, ...]]:
