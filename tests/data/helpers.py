@@ -89,6 +89,17 @@ def decode_naively(path: Path, wanted: set[int] | None = None) -> dict[int, np.n
     return kept
 
 
+def places(path: Path) -> list[int]:
+    """Return the place of each frame that can be decoded among the packets of the file, in display order."""
+    times, shown = [], []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            times += [packet.pts] if packet.size else []
+            with suppress(av.InvalidDataError):
+                shown += [frame.pts for frame in packet.decode()]
+    return [sorted(times).index(time) for time in shown]
+
+
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     if frame.format.name == "bgra":
         white = frame.to_ndarray(format="rgba").astype(np.float64)
