@@ -59,7 +59,7 @@ def test_no_neighbour_and_no_server_is_read(tmp_path, suffix, kind):
 def test_every_suffix_of_a_video_may_be_opened(tmp_path):
     """The list of formats leaves out none that the suffixes promise."""
     codecs = {".gif": ("gif", "rgb8"), ".webm": ("libvpx", "yuv420p"), ".ogv": ("libvpx", "yuv420p")}
-    codecs |= {s: ("mpeg2video", "yuv420p") for s in (".mpg", ".mpeg", ".vob", ".mxf")}
+    codecs |= dict.fromkeys((".mpg", ".mpeg", ".vob", ".mxf"), ("mpeg2video", "yuv420p"))
     for suffix in sorted(VIDEO_SUFFIXES - {".m2ts", ".mts"}):  # FFmpeg writes both as .ts
         codec, pixels = codecs.get(suffix, ("mpeg4", "yuv420p"))
         codec = {".flv": "flv", ".m4v": "mpeg4", ".3gp": "h263", ".3g2": "h263", ".wmv": "wmv2"}.get(suffix, codec)

@@ -44,8 +44,9 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     """Read one split: every selected annotation of its list, and whether its file is there.
 
     The classes are those of `data.labels`, or else those of the first list that names any, less `data.without`;
-    they are the same for all splits. A scan of a folder that skips files warns. Where only numbers and no names are known, no clip is known to be safe to
-    mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise.
+    they are the same for all splits. Where only numbers and no names are known, no clip is known to be safe to
+    mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise. A scan of a
+    folder that skips files warns.
 
     Args:
         tolerant: also accept a list with many missing videos or classes without clips, as a check of the data does.

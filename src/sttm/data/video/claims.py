@@ -7,6 +7,7 @@ billions of them. A gif of 35 bytes can announce a picture of any size.
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -39,7 +40,7 @@ def check_tables(name: object, file: BinaryIO) -> None:
     claimed = dict.fromkeys(_COUNTS, 0)
     for index in _indices(file, num_bytes):
         bounds = [0, *(match.start() for match in re.finditer(b"trak", index)), len(index)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             for kind, count in _samples_of_track(index, start, end, num_bytes).items():
                 claimed[kind] += count
     if (most := max(claimed.values())) > allowed:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sttm.data.video.cache import VideoCache
 from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
-from sttm.data.video.decode import DecodedFrames, FrameReader, Prepare, decode, orientation
+from sttm.data.video.decode import FrameReader, Prepare, decode, orientation
 from sttm.data.video.sampling import Sampling, sample_indices
 from sttm.data.video.timeline import Timeline, display_times, read_timeline
 
@@ -42,7 +42,7 @@ class Clip:
     frames_TCHW: Tensor
     """uint8 RGB, turned upright; one frame repeated may be one piece of memory."""
     indices: tuple[int, ...]
-    """Index of each frame among the frames of the file, from 0; among those that it yields if a chosen one is damaged."""
+    """Index of each frame in the file, from 0; if a chosen one is damaged, among the frames that the file yields."""
     timestamps: tuple[float, ...]
     """Seconds from the video's first frame to each of these."""
     path: str
