@@ -91,8 +91,9 @@ def report(scale: str, split: str) -> None:
             if (method, "", compute) in found and (method, "calibrated", compute) in found:
                 default, chosen = found[method, "", compute], found[method, "calibrated", compute]
                 kept = sum(row["kept_default"] for row in chosen.rows)
+                name = f"**{method}**" if method == "sttm" else method
                 lost = f"{100 * (plain - chosen.top1):.1f} ± {100 * chosen.deviation:.1f}"
-                lines.append((f"**{method}**" if method == "sttm" else method, f"{100 * (plain - default.top1):.1f}", lost,
+                lines.append((name, f"{100 * (plain - default.top1):.1f}", lost,
                               f"{kept} of {len(chosen.rows)}", f"{chosen.rows[0]['seconds']:.0f}"))  # fmt: skip
         heads = ("method", "lost by default", "lost calibrated", "sets that kept the default", "seconds a calibration")
         sections += [f"### compute {compute:g}", markdown(heads, lines)]

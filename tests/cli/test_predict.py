@@ -12,6 +12,7 @@ from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read
 from sttm.evaluation.output import SUFFIXES, row_of
 from sttm.synth.motions import MOTION_CLASSES
+from tests.data.helpers import damage, write_video
 
 
 def test_predict_gives_every_video_a_line_and_goes_on_after_a_broken_one(sttm, small_model, clips):
@@ -75,6 +76,19 @@ def test_predict_prints_labels_for_people(sttm, small_model, clips):
     assert outcome.out.splitlines()[0] == str(clips / "a.mp4")
     assert "%  ant" in outcome.out and "b.mp4" not in outcome.out
     assert "b.mp4" in outcome.err
+
+
+def test_predict_reads_past_damage_and_says_so_once(sttm, small_model, tmp_path):
+    path = damage(write_video(tmp_path / "x.mp4", 12), {3})
+    (tmp_path / "notes.md").touch()
+    outcome = sttm("predict", tmp_path, "--model", small_model, "--json", "--views", "2x1")
+    (record,) = outcome.records
+    assert outcome.code == 0 and record["predictions"]
+    told = "the file is damaged: 1 of its packets could not be decoded"
+    assert record["warnings"].count(told) == 1
+    assert [line for line in outcome.err.splitlines() if "damaged" in line] == [f"sttm: warning: {path}: {told}"]
+    skipped = f"sttm: warning: {tmp_path}: skipped 1 file that cannot be read as videos: notes.md"
+    assert outcome.err.splitlines().count(skipped) == 1
 
 
 def test_neither_batches_nor_company_change_a_prediction(sttm, small_model, clips):

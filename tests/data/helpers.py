@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -74,24 +75,51 @@ def write_noise_video(path: Path, seed: int, num_frames: int = 12) -> Path:
 
 
 def decode_naively(path: Path, wanted: set[int] | None = None) -> dict[int, np.ndarray]:
-    """Decode all frames in order with PyAV alone; return the wanted ones, upright and over white."""
+    """Decode all frames in order with PyAV alone, past errors; return the wanted ones, upright and over white."""
     kept: dict[int, np.ndarray] = {}
+    index = 0
     with av.open(str(path)) as container:
-        try:
-            for index, frame in enumerate(container.decode(video=0)):
-                if wanted is None or index in wanted:
-                    image = frame.to_image()
-                    if frame.format.name == "bgra":
-                        white = frame.to_ndarray(format="rgba").astype(np.float64)
-                        alpha = white[..., 3:] / 255
-                        kept[index] = np.rint(white[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-                        continue
-                    if frame.rotation:  # Pillow turns counter-clockwise too
-                        image = image.rotate(frame.rotation, expand=True)
-                    kept[index] = np.asarray(image)
-        except av.FFmpegError:
-            pass
+        for packet in container.demux(video=0):
+            with suppress(av.InvalidDataError):
+                for frame in packet.decode():
+                    assert isinstance(frame, av.VideoFrame)
+                    if wanted is None or index in wanted:
+                        kept[index] = _upright(frame)
+                    index += 1
     return kept
+
+
+def places(path: Path) -> list[int]:
+    """Return the place of each frame that can be decoded among the packets of the file, in display order."""
+    times: list[int] = []
+    shown: list[int] = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            times += [packet.pts] if packet.size and packet.pts is not None else []
+            with suppress(av.InvalidDataError):
+                shown += [frame.pts for frame in packet.decode() if frame.pts is not None]
+    return [sorted(times).index(time) for time in shown]
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    if frame.format.name == "bgra":
+        white = frame.to_ndarray(format="rgba").astype(np.float64)
+        alpha = white[..., 3:] / 255
+        return np.rint(white[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    image = frame.to_image()
+    return np.asarray(image.rotate(frame.rotation, expand=True))  # Pillow turns counter-clockwise too
+
+
+def damage(path: Path, packets: set[int]) -> Path:
+    """Overwrite the contents of some packets, by number, so that they cannot be decoded."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        for number, packet in enumerate(container.demux(video=0)):
+            if number in packets:
+                start = data.index(bytes(packet))
+                data[start : start + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    return path
 
 
 def assert_same_frames(clip: Clip, truth: dict[int, np.ndarray]) -> None:

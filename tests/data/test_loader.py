@@ -264,9 +264,9 @@ def test_evaluation_reads_a_bounded_way_ahead_and_its_threads_end(videos):
     class Watched:
         path, label = "x", 0
 
-        def read(self, sampling):
+        def read(self, sampling, prepare):
             reads.append(1)
-            return read(videos.videos[0].path, sampling)
+            return read(videos.videos[0].path, sampling, prepare=prepare)
 
     before = threading.active_count()
     stream = read_ahead(cast(Any, [Watched()] * 200), PREPROCESS, (1, 1), 2)
@@ -282,7 +282,7 @@ def test_a_bug_in_reading_costs_one_video(videos):
     class Broken:
         path, label = "broken", 0
 
-        def read(self, sampling):
+        def read(self, sampling, prepare):
             raise IndexError("of ours")
 
     first, second = read_ahead(cast(Any, [Broken(), videos.videos[0]]), PREPROCESS, (1, 1), 1)

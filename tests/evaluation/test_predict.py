@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,9 @@ def test_inputs_without_a_video_are_named(clips, monkeypatch, tmp_path):
     monkeypatch.chdir(clips)
     (tmp_path / "empty").mkdir()
     inputs = [str(tmp_path / "empty"), "none-*.mp4", "absent.mp4", "notes.md", "*.mp4", "d*", "x" * 5000]
-    found = engine.find_videos(inputs)
+    notes: list[str] = []
+    found = engine.find_videos(inputs, notes.append)
+    assert notes == []  # every file that is named is read
     assert [source.path for source in found[2:7]] == [
         "absent.mp4",
         "notes.md",
@@ -34,6 +36,19 @@ def test_inputs_without_a_video_are_named(clips, monkeypatch, tmp_path):
     ]
     assert [bool(source.error) for source in found] == [True, True, False, False, False, False, False, True]
     assert "no video" in (found[0].error or "") and "no file" in (found[1].error or "")
+
+
+def test_a_folder_says_what_was_skipped(tmp_path):
+    names = ["notes.md", "z.jpg", "deep/labels.csv", "more.txt", ".hidden", "a.mp4"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    notes: list[str] = []
+    (found,) = engine.find_videos([str(tmp_path)], notes.append)
+    assert found.path == str(tmp_path / "a.mp4")
+    skipped = "deep/labels.csv, more.txt, notes.md and 2 more"
+    assert notes == [f"{tmp_path}: skipped 5 files that cannot be read as videos: {skipped}"]
 
 
 def test_a_name_with_glob_signs_is_a_file_first(tmp_path):
@@ -54,20 +69,9 @@ def test_views_average_the_scores(small_model, clips):
     assert record["predictions"][0]["score"] == pytest.approx(seen[0].mean(0).max().item(), abs=1e-6)
 
 
-@dataclass(frozen=True)
-class Blind:
-    """A preprocessor that makes one number of a clip."""
-
-    sampling: object
-    crop: None = None
-
-    def __call__(self, frames_TCHW: torch.Tensor, crops: int = 1) -> torch.Tensor:
-        return frames_TCHW.float().mean().reshape(1, 1)
-
-
 def classify(sources: list[str], answer: Callable[[torch.Tensor], torch.Tensor], small_model: Path) -> list[dict]:
-    blind = Blind(Preprocess.from_folder(small_model).sampling)
-    return list(engine.predict_files(map(Video, sources), FixedModel(answer, ["no", "yes"]), blind))  # type: ignore[arg-type]
+    preprocess = Preprocess.from_folder(small_model)
+    return list(engine.predict_files(map(Video, sources), FixedModel(answer, ["no", "yes"]), preprocess))
 
 
 def test_scores_that_are_not_finite_are_an_error_of_that_clip(small_model, clips):
@@ -92,11 +96,11 @@ def test_the_python_call_gives_the_records_of_the_command(small_model, clips, mo
     with pytest.raises(SystemExit):
         cli.main()
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    found = list(
-        sttm.predict(
+    with pytest.warns(UserWarning, match=r"skipped 2 files that cannot be read as videos: labels\.csv, notes\.md$"):
+        records = sttm.predict(
             [clips], model=small_model, compute=0.7, top_k=2, views=(2, 1), batch_size=3, dtype="bf16", device="cpu"
         )
-    )
+    found = list(records)
     assert 0.5 < printed[0]["compute"] <= 0.7 and "error" in printed[1] and len(found) == 3
     for one, other in zip(printed, found, strict=True):
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}

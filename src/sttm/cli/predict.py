@@ -54,7 +54,7 @@ def predict(
         detail(
             f"{model or models.DEFAULT} on {device_of(device)} in {dtype}, compute {spent:.3f}, {preprocess.sampling}"
         )
-        files = find_videos(clips)
+        files = find_videos(clips, note=lambda sentence: warn(printable(sentence)))
         records = predict_files(
             files, network, preprocess, top_k=top_k, views=temporal_and_spatial, batch_size=batch_size, compute=spent,
             dtype=dtype_of(dtype), notice=notice,

@@ -99,10 +99,14 @@ def _read_sample(index: int, video: Video, preprocess: Preprocess, views: tuple[
     """Decode and preprocess one video; whatever goes wrong becomes its error."""
     started = time.perf_counter()
     sampling = replace(preprocess.sampling, views=views[0])
-    clips, error = attempt(lambda: video.read(sampling))
+
+    def crops_of(frame_CHW: Tensor) -> Tensor:
+        return preprocess.resize_and_crop(frame_CHW[None], views[1])[:, 0]
+
+    clips, error = attempt(lambda: video.read(sampling, prepare=crops_of))
     pixels_VTCHW = None
     if clips is not None:
-        pixels_VTCHW, error = attempt(lambda: torch.cat([preprocess(clip.frames_TCHW, views[1]) for clip in clips]))
+        pixels_VTCHW = torch.stack([preprocess.normalise(clip.frames_TCHW) for clip in clips])
     warnings = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
     frames = {frame for clip in clips or () for frame in clip.indices}
     seconds = time.perf_counter() - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from sttm import models
 from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.video.video import VIDEO_SUFFIXES, Video
+from sttm.data.video.video import VIDEO_SUFFIXES, Video, skipped_files
 from sttm.devices import device_of, dtype_of
 from sttm.evaluation.inference import Classified, classify, labels_of
 
@@ -80,12 +80,15 @@ def bundled_notice(labels: list[str]) -> str:
     )
 
 
-def find_videos(inputs: Iterable[str]) -> list[Video]:
+def find_videos(inputs: Iterable[str], note: Callable[[str], None] = warnings.warn) -> list[Video]:
     """Return the files that some inputs stand for: files, all video files below folders, matches of patterns.
 
     Nothing is lost: an input without a file becomes a Video with an error that says why.
+
+    Args:
+        note: called with a sentence for each folder in which other files were skipped.
     """
-    return [file for name in inputs for file in _expand(name)]
+    return [file for name in inputs for file in _expand(name, note)]
 
 
 def predict_files(
@@ -121,7 +124,7 @@ def predict_files(
             yield record | {"notice": notice} if notice and "predictions" in record else record
 
 
-def _expand(name: str) -> Iterator[Video]:
+def _expand(name: str, note: Callable[[str], None]) -> Iterator[Video]:
     """Yield the files that one input stands for, always at least one."""
     try:
         is_folder, exists = Path(name).is_dir(), Path(name).exists()
@@ -129,7 +132,7 @@ def _expand(name: str) -> Iterator[Video]:
         yield Video(name, error=f"cannot be looked up: {error.strerror}")
         return
     if is_folder:
-        yield from _in_folder(Path(name))
+        yield from _in_folder(Path(name), note)
     elif exists or not any(sign in name for sign in "*?["):
         yield Video(name)  # if it is not there, the reader says so
     else:
@@ -137,13 +140,15 @@ def _expand(name: str) -> Iterator[Video]:
         if not matches:
             yield Video(name, error="this pattern matches no file; check the folder and the quotes around it")
         for match in map(Path, matches):
-            yield from _in_folder(match) if match.is_dir() else [Video(str(match))]
+            yield from _in_folder(match, note) if match.is_dir() else [Video(str(match))]
 
 
-def _in_folder(folder: Path) -> Iterator[Video]:
+def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[Video]:
     """Yield every video file of a folder and the folders in it, known by suffix, in the order of their names."""
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    found = sorted(path for path in inside if not path.name.startswith("."))
+    inside = sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and not path.is_dir())
+    found = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if others := sorted(set(inside) - set(found)):
+        note(skipped_files(str(folder), [str(path.relative_to(folder)) for path in others]))
     if not found:
         yield Video(str(folder), error="this folder holds no video file; name one that does, or the files themselves")
     yield from (Video(str(path)) for path in found)

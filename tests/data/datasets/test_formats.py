@@ -225,6 +225,18 @@ EXAMPLES: dict[str, tuple[Callable[[Path], DataSettings], list[tuple[str, str]]]
 }
 
 
+def test_a_scan_of_folders_says_what_it_skipped(tmp_path: Path):
+    touch(tmp_path, "v/readme.md", "v/loose.mp4", "v/train/run/a.mp4", "v/train/run/b.jpg", "v/train/.DS_Store")
+    touch(tmp_path, "v/train/run/c/1.png", "v/train/run/c/1.xml", "v/train/list.txt")
+    data = data_settings(train={"list": tmp_path / "v"})
+    told = r"skipped 5 files that cannot be read as videos: loose\.mp4, readme\.md, train/list\.txt and 2 more$"
+    with pytest.warns(UserWarning, match=told):
+        videos = read_split(data, "train")
+    assert videos.skipped == ("loose.mp4", "readme.md", "train/list.txt", "train/run/b.jpg", "train/run/c/1.xml")
+    assert len(videos.videos) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped 1 file that:UserWarning")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_registered_format_finds_its_files(name: str, tmp_path: Path):
     assert name in EXAMPLES, "a new format needs an example here"
@@ -234,6 +246,7 @@ def test_a_registered_format_finds_its_files(name: str, tmp_path: Path):
     assert videos.format == name and videos.missing == ()
 
 
+@pytest.mark.filterwarnings("ignore:.*skipped 1 file that:UserWarning")
 @pytest.mark.parametrize("name", FORMATS)
 def test_naming_the_format_changes_nothing(name: str, tmp_path: Path):
     data = EXAMPLES[name][0](tmp_path)

@@ -180,6 +180,38 @@ def test_three_crops_lie_along_the_longer_side(shape, resize_with):
     assert torch.equal(crops_KTCHW[2], frames_TCHW[:, :, -32:, -32:].float())
 
 
+@pytest.mark.parametrize("resize_with", ["pillow", "torch"])
+@pytest.mark.parametrize("shape", [(7, 300), (301, 8), (40, 90), (20, 20), (300, 500)])
+@pytest.mark.parametrize("crops", [1, 3])
+def test_cutting_before_resizing_gives_what_cutting_after_it_gives(monkeypatch, resize_with, shape, crops):
+    """Frames that would become huge are cut first: with Pillow within a level, with torch, which rounds twice, two."""
+    plain = Preprocess("VideoMAE", Sampling(2), 64, (48, 56), 1.0, 0.0, (0.0,) * 3, (1.0,) * 3)
+    for resample in ("bilinear", "bicubic"):
+        prepare = replace(plain, resize_with=resize_with, resample=resample)
+        frames_TCHW = noise(*shape)
+        whole = prepare.resize_and_crop(frames_TCHW, crops).int()
+        with monkeypatch.context() as context:
+            context.setattr("sttm.data.transforms.preprocess.LARGEST_RESIZED", 48 * 56)
+            cut = prepare.resize_and_crop(frames_TCHW, crops).int()
+        difference = (cut - whole).abs()
+        assert difference.max() <= (1 if resize_with == "pillow" else 2)
+        assert (difference > 0).float().mean() < (0.005 if resize_with == "pillow" else 0.2)
+
+
+def test_one_frame_repeated_is_prepared_once_and_as_its_copies():
+    prepare = Preprocess("VideoMAE", Sampling(2), 32, (32, 32), 1 / 255, 0.0, (0.5,) * 3, (0.5,) * 3)
+    frame = noise(50, 70, num_frames=1)
+    repeated = prepare.resize_and_crop(frame.expand(16, -1, -1, -1), 3)
+    assert repeated.stride(1) == 0
+    assert torch.equal(prepare(frame.expand(16, -1, -1, -1), 3), prepare(frame.repeat(16, 1, 1, 1), 3))
+
+
+def test_a_frame_that_becomes_huge_is_refused_where_nothing_is_cut():
+    prepare = Preprocess("VideoMAE", Sampling(2), 224, None, 1 / 255, 0.0, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(SttmError, match=r"frames of 60000x1 pixels would become 13440000x224; cut or scale"):
+        prepare(noise(1, 60_000, num_frames=1))
+
+
 @pytest.mark.parametrize("model_type", ["videomae", "vjepa2"])
 def test_memory_layout_changes_nothing(tmp_path, model_type):
     prepare = Preprocess.from_folder(checkpoint(tmp_path, model_type))

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from sttm.data.video import decode
+from sttm.data.video import read as reading
+from sttm.data.video.cache import VideoCache
 from sttm.data.video.read import Sampling, read
 from sttm.data.video.timeline import read_timeline
-from tests.data.helpers import assert_same_frames, decode_naively, moving_square, write_video
+from sttm.errors import SttmError
+from tests.data.helpers import assert_same_frames, damage, decode_naively, moving_square, write_video
 
 
 @pytest.mark.parametrize(
@@ -35,37 +38,40 @@ def test_jumping_gives_the_same_frames_as_decoding_in_order(tmp_path, suffix, x2
         if "intra-refresh" not in x264:  # there, a key frame alone does not suffice: decoding in order is right
             assert jumped is not None
         decoded = jumped or decode.decode(path, timeline, wanted)
-        assert sorted(decoded.frames_CHW) == wanted
-        for index, frame_CHW in decoded.frames_CHW.items():
+        assert sorted(decoded.pictures_KCHW) == wanted
+        for index, (frame_CHW,) in decoded.pictures_KCHW.items():
             np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), truth[index])
 
 
-def test_jumps_are_left_where_they_do_not_pay_or_go_astray(tmp_path):
+def test_jumps_are_left_where_they_do_not_pay_or_go_astray(tmp_path, monkeypatch):
     path = write_video(tmp_path / "long.mp4", 60, options={"x264-params": "keyint=10:scenecut=0"})
     timeline = read_timeline(path)
     assert decode._decode_by_seeking(path, timeline, [0, 1, 2]) is None
     shifted = replace(timeline, times=tuple(time + 1 for time in timeline.times))
     assert decode._decode_by_seeking(path, shifted, [45]) is None
-    (frame_CHW,) = decode.decode(path, shifted, [45]).frames_CHW.values()
-    np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), decode_naively(path, {45})[45])
+    assert not decode.decode(path, shifted, [45]).pictures_KCHW  # known by their times; `read` then counts instead
+    monkeypatch.setattr(reading, "read_timeline", lambda _: shifted)
+    (clip,) = read(path, Sampling(1, "dense"))
+    assert clip.indices == (29,)
+    assert_same_frames(clip, decode_naively(path, {29}))
 
 
 def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "long.mp4", 300, options={"x264-params": "keyint=10:scenecut=0"})
     painted, decoded = [], []
-    paint, frames_in_order = decode._ToTensor.__call__, decode.frames_in_order
+    paint, frames_of = decode._ToTensor.__call__, decode.FrameReader.__iter__
 
     def recorded(self, frame):
         painted.append(frame.pts)
         return paint(self, frame)
 
-    def counted(container, stream):
-        for frame in frames_in_order(container, stream):
+    def counted(self):
+        for frame in frames_of(self):
             decoded.append(frame.pts)
             yield frame
 
     monkeypatch.setattr(decode._ToTensor, "__call__", recorded)
-    monkeypatch.setattr(decode, "frames_in_order", counted)
+    monkeypatch.setattr(decode.FrameReader, "__iter__", counted)
     (clip,) = read(path, Sampling(num_frames=4))
     assert clip.indices == (0, 99, 199, 299)
     assert len(painted) == len(set(clip.indices)) == 4
@@ -153,3 +159,75 @@ def test_frames_trimmed_off_by_an_edit_list_are_not_there(tmp_path):
     assert (clip.indices, clip.warnings) == ((0, 4, 9, 14), ())
     whole = decode_naively(path)
     assert_same_frames(clip, {index: whole[index + 5] for index in range(15)})
+
+
+GOPS = "keyint=10:scenecut=0:bframes=0"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_damage_costs_only_its_own_frames(tmp_path, suffix):
+    """Every frame that can be decoded is read at its own place, by seeking, in order and from the cache alike."""
+    path = damage(write_video(tmp_path / f"x{suffix}", 60, options={"x264-params": GOPS}), {23, 24})
+    truth = decode_naively(path)  # 0 to 57, as a player counts them
+    there = [index for index in range(60) if index not in (23, 24)]
+    assert len(truth) == 58
+    timeline = read_timeline(path)
+    for wanted in ([0, 45, 59], [28], [22, 25, 29], [5, 26, 40]):
+        decoded = decode.decode(path, timeline, wanted)
+        assert sorted(decoded.pictures_KCHW) == wanted
+        for index, (frame_CHW,) in decoded.pictures_KCHW.items():
+            np.testing.assert_array_equal(frame_CHW.permute(1, 2, 0).numpy(), truth[there.index(index)])
+        assert decoded.errors == (0 if wanted == [0, 45, 59] else 2)  # no error is seen where nothing is read
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_damaged_frame_is_sampled_around_and_told_once(tmp_path, suffix):
+    path = damage(write_video(tmp_path / f"x{suffix}", 60, options={"x264-params": GOPS}), {23})
+    for cache in (None, VideoCache(2**30)):
+        (clip,) = read(path, Sampling(60), cache=cache)
+        assert clip.indices[:25] == (*range(23), 22, 23) and clip.indices[-1] == 58  # 22 is on the screen twice as long
+        assert_same_frames(clip, decode_naively(path))
+        told = [line for line in clip.warnings if "damaged" in line]
+        assert told == ["the file is damaged: 1 of its packets could not be decoded"]
+        assert "the file announces 60 frames but yields only 59" in clip.warnings
+    for seed in range(6):
+        sampling, rngs = Sampling(8, "dense", 3), [np.random.default_rng(seed) for _ in range(2)]
+        (plain,), (cached,) = read(path, sampling, rng=rngs[0]), read(path, sampling, rng=rngs[1], cache=cache)
+        assert (plain.indices, plain.timestamps) == (cached.indices, cached.timestamps)
+        assert torch.equal(plain.frames_TCHW, cached.frames_TCHW)
+
+
+def test_a_file_without_a_frame_that_can_be_decoded(tmp_path):
+    path = damage(write_video(tmp_path / "x.mp4", 6), set(range(6)))
+    with pytest.raises(SttmError, match="yields no frame that can be decoded"):
+        read(path, Sampling(2))
+
+
+def test_a_container_that_fails_on_the_way_is_read_on(tmp_path):
+    """A sample that the index puts behind the end of the file makes the demuxer fail, not the decoder."""
+    path = write_video(tmp_path / "x.mp4", 60, options={"x264-params": GOPS})
+    data = bytearray(path.read_bytes())
+    start = data.index(b"stsz") + 16  # behind version, size for all and count: the size of each sample
+    place = start + 4 * 59
+    data[place : place + 4] = (2**24).to_bytes(4, "big")
+    path.write_bytes(data)
+    (clip,) = read(path, Sampling(59))
+    truth = decode_naively(path)
+    assert set(clip.indices) == set(range(59))
+    assert_same_frames(clip, truth)
+
+
+def test_prepared_frames_are_those_of_whole_ones(tmp_path):
+    path = write_video(tmp_path / "x.mp4", 6)
+    (whole,) = read(path, Sampling(8))
+    seen = []
+
+    def corners(frame_CHW: torch.Tensor) -> torch.Tensor:
+        seen.append(frame_CHW.shape)
+        return torch.stack([frame_CHW[:, :4, :4], frame_CHW[:, -4:, -4:]])
+
+    first, second = read(path, Sampling(8), prepare=corners)
+    assert torch.equal(first.frames_TCHW, whole.frames_TCHW[:, :, :4, :4])
+    assert torch.equal(second.frames_TCHW, whole.frames_TCHW[:, :, -4:, -4:])
+    assert first.indices == second.indices == whole.indices and first.warnings == whole.warnings
+    assert len(seen) == 6  # once a frame, also of those that are repeated

@@ -49,6 +49,8 @@ class AnnotationList:
     """Names of all classes where the format names them, also of those without a video."""
     root: Path | None = None
     """Where the paths start whatever the settings say: for a list that is the videos' own folder."""
+    skipped: tuple[str, ...] = ()
+    """Paths of the files that a scan of that folder found and left out."""
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def _record(name: str, videos: VideoSet, checked: list[CheckedVideo], sampling: 
         "classes": len(videos.classes),
         "clips_per_class": _range([per_class[number] for number in range(len(videos.classes))] if per_class else []),
         "missing": list(videos.missing),
+        "skipped": list(videos.skipped),
         "unreadable": [{"path": item.video.path, "error": item.error} for item in checked if item.error is not None],
         "remarks": [{"path": item.video.path, "remark": remark} for item in checked for remark in item.remarks],
         "short": [info.path for info in infos if info.num_frames is not None and info.num_frames < reach],

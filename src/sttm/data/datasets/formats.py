@@ -178,16 +178,18 @@ def _read_folders(file: AnnotationFile) -> AnnotationList:
     aliases = {alias for names in SPLITS.values() for alias in names}
     tops = _subfolders(file.path)
     has_splits = bool(tops) and all(top.name in aliases for top in tops)
-    annotations, classes = [], set()
+    annotations, classes, skipped = [], set(), _loose_files(file.path)
     for top in tops if has_splits else [file.path]:
         columns = {"split": top.name} if has_splits else {}
+        skipped += _loose_files(top) if has_splits else []
         for folder in _subfolders(top):
             classes.add(folder.name)
-            for path, is_folder in _videos_below(folder):
+            for path, is_folder in _videos_below(folder, skipped):
                 relative = path.relative_to(file.path).as_posix()
                 frames = (0, None) if is_folder else None
                 annotations.append(Annotation((relative,), folder.name, str(path), frames=frames, columns=columns))
-    return AnnotationList(annotations, tuple(sorted(classes)), root=file.path)
+    names = tuple(path.relative_to(file.path).as_posix() for path in skipped)
+    return AnnotationList(annotations, tuple(sorted(classes)), root=file.path, skipped=names)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -195,13 +197,27 @@ def _subfolders(folder: Path) -> list[Path]:
         return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _videos_below(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield video files, and folders of pictures, in the order of their names, and whether each is a folder."""
+def _loose_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that only holds folders."""
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.is_dir() and not entry.name.startswith("."))
+
+
+def _videos_below(folder: Path, skipped: list[Path]) -> Iterator[tuple[Path, bool]]:
+    """Yield video files, and folders of pictures, in the order of their names, and whether each is a folder.
+
+    All other files are added to `skipped`.
+    """
     for here, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
-        if any(Path(name).suffix.lower() in PICTURE_SUFFIXES for name in files) and Path(here) != folder:
+        pictures = {name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES}
+        if pictures and Path(here) != folder:
             yield Path(here), True
+        else:
+            pictures = set()
         yield from ((Path(here, name), False) for name in sorted(files) if _is_video(name))
+        others = sorted(name for name in files if not _is_video(name) and name not in pictures)
+        skipped.extend(Path(here, name) for name in others if not name.startswith("."))
 
 
 def _is_video(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from sttm.data.datasets.annotations import SPLITS, Annotation
 from sttm.data.datasets.files import FileFinder
 from sttm.data.datasets.formats import read_annotations
 from sttm.data.datasets.labels import Classes, directional, read_labels
-from sttm.data.video.video import Video
+from sttm.data.video.video import Video, skipped_files
 from sttm.errors import SttmError
 
 __all__ = ["SplitName", "Video", "VideoSet", "read_split"]
@@ -35,6 +36,8 @@ class VideoSet:
     """The annotation format that the list was read in."""
     direction_sensitive: bool
     """Whether mirroring a clip would change the meaning of some class."""
+    skipped: tuple[str, ...] = ()
+    """Files that the scan of a folder left out; `read_split` warns of them."""
 
 
 def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -> VideoSet:
@@ -43,7 +46,7 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     The classes are those of `data.labels`, or else those of the first list that names any, less `data.without`;
     they are the same for all splits. Where only numbers and no names are known, no clip is known to be safe to
     mirror: the set then counts as direction-sensitive unless `data.direction_sensitive` says otherwise. With
-    `data.unlabelled` the training split has no labels and no classes.
+    `data.unlabelled` the training split has no labels and no classes. A scan of a folder that skips files warns.
 
     Args:
         tolerant: also accept a list with many missing videos or classes without clips, as a check of the data does.
@@ -78,7 +81,9 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     sensitive = data.direction_sensitive
     if sensitive is None:
         sensitive = all(name.isdecimal() for name in classes) or bool(directional(classes))
-    return VideoSet(tuple(videos), classes, tuple(missing), selected.format, sensitive)
+    if selected.skipped:
+        warnings.warn(skipped_files(str(selected.root), selected.skipped), stacklevel=2)
+    return VideoSet(tuple(videos), classes, tuple(missing), selected.format, sensitive, selected.skipped)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class _Selected:
     classes: tuple[str, ...] | None
     format: str
     root: Path
+    skipped: tuple[str, ...]
 
 
 def _split(data: DataSettings, name: SplitName) -> SplitSettings:
@@ -116,7 +122,7 @@ def _select(split: SplitSettings, name: SplitName) -> _Selected:
             missing = f"no line with {column}={' or '.join(values)}"
             raise SttmError(f"{split.list} has {missing}; there are {', '.join(present[:10])}: correct {setting}")
     own = split.list if split.list.is_dir() else split.list.parent
-    return _Selected(annotations, listed.classes, format_, listed.root or split.root or own)
+    return _Selected(annotations, listed.classes, format_, listed.root or split.root or own, listed.skipped)
 
 
 def _wanted_columns(split: SplitSettings, name: SplitName, annotations: list[Annotation]) -> dict[str, tuple[str, ...]]:

@@ -35,6 +35,9 @@ from sttm.data.transforms.processor_config import (
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
 
+Box = tuple[int, int, int, int]  # top, left, bottom, right
+LARGEST_RESIZED = 2**24  # pixels; of a frame that would become larger, only the crops are resized
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -153,8 +156,12 @@ class Preprocess:
         if crops not in (1, 3) or (crops == 3 and self.crop is None):
             allowed = "1 or 3" if self.crop else "1, as this model takes whole frames"
             raise SttmError(f"crops={crops!r} is not possible; give {allowed}")
-        resized_TCHW = self._resize(frames_TCHW)
-        return torch.stack(self._crops(resized_TCHW, crops)) if self.crop else resized_TCHW[None]
+        if shape[0] > 1 and frames_TCHW.stride(0) == 0:  # one frame, repeated
+            return self.resize_and_crop(frames_TCHW[:1], crops).expand(-1, shape[0], -1, -1, -1)
+        size = self._resized_size(*shape[2:])
+        boxes = self._boxes(*size, crops)
+        crops_TKCHW = [self._crops(frame_CHW, size, boxes) for frame_CHW in frames_TCHW]
+        return torch.stack([torch.stack(crops_TCHW) for crops_TCHW in zip(*crops_TKCHW, strict=True)])
 
     def normalise(self, frames_XCHW: Tensor) -> Tensor:
         """Rescale and normalise levels from 0 to 255, of any type and with any leading axes, to float32."""
@@ -163,45 +170,85 @@ class Preprocess:
         shift_C = torch.tensor([(self.offset - m) / std for m, std in zip(self.mean, self.std, strict=True)])
         return frames_XCHW.to(torch.float32, copy=True).mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
 
-    def _resize(self, frames_TCHW: Tensor) -> Tensor:
-        _, _, height, width = frames_TCHW.shape
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of a frame after resizing."""
         if self.resize is None:
-            return frames_TCHW
-        size = self.resize
-        if isinstance(size, int):  # of the shorter side
-            size = size * height // min(height, width), size * width // min(height, width)
-        if size == (height, width):
-            return frames_TCHW
-        if self.resize_with == "torch":
-            return F.interpolate(frames_TCHW, size, mode=self.resample, antialias=True)
-        kernel = Image.Resampling[self.resample.upper()]
-        frames_THWC = frames_TCHW.permute(0, 2, 3, 1).contiguous().numpy()
-        resized = [np.asarray(Image.fromarray(f).resize(size[::-1], kernel)) for f in frames_THWC]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        return self.resize * height // min(height, width), self.resize * width // min(height, width)
 
-    def _crops(self, frames_TCHW: Tensor, crops: int) -> list[Tensor]:
-        assert self.crop is not None
+    def _boxes(self, height: int, width: int, crops: int) -> list[Box]:
+        """Return the part of the resized frame that each crop shows.
+
+        Where the frame is smaller than the crop, a part begins before it and ends behind it: that is black. Image
+        processors put the odd row before the frame.
+        """
+        if self.crop is None:
+            return [(0, 0, height, width)]
         crop_height, crop_width = self.crop
-        frames_TCHW = self._pad(frames_TCHW)
-        _, _, height, width = frames_TCHW.shape
         spare_y, spare_x = height - crop_height, width - crop_width
-        corners = [(spare_y // 2, spare_x // 2)]
-        if crops == 3 and width >= height:
-            corners = [(spare_y // 2, x) for x in (0, spare_x // 2, spare_x)]
-        elif crops == 3:
-            corners = [(y, spare_x // 2) for y in (0, spare_y // 2, spare_y)]
-        return [frames_TCHW[:, :, y : y + crop_height, x : x + crop_width] for y, x in corners]
-
-    def _pad(self, frames_TCHW: Tensor) -> Tensor:
-        """Pad frames smaller than the crop with black; image processors put the odd row before them."""
-        assert self.crop is not None
-        _, _, height, width = frames_TCHW.shape
-        spare_y, spare_x = max(self.crop[0] - height, 0), max(self.crop[1] - width, 0)
-        if spare_y == spare_x == 0:
-            return frames_TCHW
         extra = 1 if self.resize_with == "pillow" else 0
-        left, top = (spare_x + extra) // 2, (spare_y + extra) // 2
-        return F.pad(frames_TCHW, (left, spare_x - left, top, spare_y - top))
+        middle_y = spare_y // 2 if spare_y >= 0 else -((extra - spare_y) // 2)
+        middle_x = spare_x // 2 if spare_x >= 0 else -((extra - spare_x) // 2)
+        corners = [(middle_y, middle_x)]
+        if crops == 3 and max(width, crop_width) >= max(height, crop_height):
+            corners = [(middle_y, x) for x in (0, middle_x, spare_x)] if spare_x > 0 else corners * 3
+        elif crops == 3:
+            corners = [(y, middle_x) for y in (0, middle_y, spare_y)] if spare_y > 0 else corners * 3
+        return [(y, x, y + crop_height, x + crop_width) for y, x in corners]
+
+    def _crops(self, frame_CHW: Tensor, size: tuple[int, int], boxes: list[Box]) -> list[Tensor]:
+        """Return the boxes of the frame resized to `size`; a frame that would become huge is cut before."""
+        height, width = size
+        resized_CHW = self._resize(frame_CHW, size) if height * width <= LARGEST_RESIZED else None
+        crops_CHW = []
+        for y0, x0, y1, x1 in boxes:
+            top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
+            if resized_CHW is not None:
+                crop_CHW = resized_CHW[:, top:bottom, left:right]
+            else:
+                crop_CHW = self._resize_part(frame_CHW, size, (top, left, bottom, right))
+            crops_CHW.append(F.pad(crop_CHW, (left - x0, x1 - right, top - y0, y1 - bottom)))
+        return crops_CHW
+
+    def _resize(self, frame_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+        if size == tuple(frame_CHW.shape[1:]):
+            return frame_CHW
+        if self.resize_with == "torch":
+            return F.interpolate(frame_CHW[None], size, mode=self.resample, antialias=True)[0]
+        return _from_picture(_to_picture(frame_CHW).resize(size[::-1], self._kernel))
+
+    def _resize_part(self, frame_CHW: Tensor, size: tuple[int, int], box: Box) -> Tensor:
+        """Resize only what a box of the resized frame shows, within a level of 255 of resizing all of it.
+
+        The numbers of a box are floats of 32 bits: what surrounds the part is cut off first, to keep them small.
+        """
+        if (box[2] - box[0]) * (box[3] - box[1]) > LARGEST_RESIZED:
+            given = "x".join(map(str, reversed(frame_CHW.shape[1:])))
+            raise SttmError(f"frames of {given} pixels would become {size[1]}x{size[0]}; cut or scale the video first")
+        bounds = []
+        for begin, end, length, resized in zip(box[:2], box[2:], frame_CHW.shape[1:], size, strict=True):
+            scale = length / resized
+            margin = 2 * max(scale, 1) + 1  # as far as a cubic kernel reaches
+            first, last = max(int(begin * scale - margin), 0), min(int(end * scale + margin) + 1, length)
+            bounds.append((first, last, begin * scale - first, min(end * scale, length) - first))
+        (top, bottom, y0, y1), (left, right, x0, x1) = bounds
+        part = _to_picture(frame_CHW[:, top:bottom, left:right])
+        shape = (box[3] - box[1], box[2] - box[0])
+        return _from_picture(part.resize(shape, self._kernel, (x0, y0, x1, y1)))
+
+    @property
+    def _kernel(self) -> Image.Resampling:
+        return Image.Resampling[self.resample.upper()]
+
+
+def _to_picture(frame_CHW: Tensor) -> Image.Image:
+    return Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
+
+
+def _from_picture(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _from_settings(settings: ProcessorSettings, file: Path, num_frames: int, family: Family) -> Preprocess:

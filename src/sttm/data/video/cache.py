@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sttm.data.video.container import FileLike, open_stream
-from sttm.data.video.decode import DecodedFrames, decode
+from sttm.data.video.decode import DecodedFrames, decode_in_order
 from sttm.data.video.timeline import Timeline, read_timeline
 
 
 @dataclass(frozen=True)
 class CachedVideo:
-    """All frames of a file, with its timeline."""
+    """All frames that a file yields, by their number, with its timeline."""
 
     timeline: Timeline
     decoded: DecodedFrames
 
-    def select(self, wanted: list[int]) -> DecodedFrames:
-        """Return the frames at the sorted indices `wanted`, as decoding the file would."""
-        frames_CHW = {i: self.decoded.frames_CHW[i] for i in wanted if i in self.decoded.frames_CHW}
-        times = self.decoded.times if len(frames_CHW) < len(wanted) else None
-        return DecodedFrames(frames_CHW, times, self.decoded.warnings)
+    def select(self, timeline: Timeline, wanted: list[int]) -> DecodedFrames:
+        """Return the frames at the indices `wanted` of a timeline, as decoding the file would."""
+        numbers = {timeline.index(number, stamp): number for number, stamp in enumerate(self.decoded.stamps)}
+        present = [index for index in wanted if index in numbers]
+        pictures_KCHW = {index: self.decoded.pictures_KCHW[numbers[index]] for index in present}
+        return replace(self.decoded, pictures_KCHW=pictures_KCHW)
 
 
 class VideoCache:
@@ -41,7 +42,8 @@ class VideoCache:
         if num_bytes > self.free_bytes:
             self._videos[key] = None
             return None
-        video = CachedVideo(timeline, decode(file, timeline, list(range(len(timeline.times)))))
+        numbered = replace(timeline, exact=False)
+        video = CachedVideo(timeline, decode_in_order(file, numbered, list(range(len(timeline.times)))))
         self.free_bytes -= num_bytes
         self._videos[key] = video
         return video

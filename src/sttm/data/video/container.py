@@ -1,23 +1,27 @@
 """Open a video file safely: real containers only, no network, no playlist, and one sentence for each failure."""
 
+import codecs
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
-from av.format import formats_available
 
+from sttm.data.video.claims import check_pixels, check_tables, size_of
 from sttm.errors import SttmError
 
 SMALL_FRAME = 640 * 480  # pixels up to which a codec's own threads cost more than they bring
-MAX_PIXELS = 2**26  # of one frame: twice 8K; a header of 35 bytes can claim any size
-_TEXT_FORMATS = {"tty"}  # FFmpeg also renders a text file as a video
-_PLAYLIST_FORMATS = {"hls", "concat", "dash", "imf"}  # these make FFmpeg open other files
+_MAX_FAILURES = 64  # in a row, to read on in a damaged container
+# FFmpeg's names of the containers and plain streams that hold a video, and of some with sound alone, for a clear error.
+# None of them opens another file, as playlists (hls, concat, dash), numbered pictures (image2) and others would.
+_FORMATS = """
+    mov matroska webm avi asf flv live_flv gif apng mpeg mpegts mpegvideo m4v h261 h263 h264 hevc vvc av1 obu ivf vc1
+    mjpeg ogg mxf nut dv gxf wtv rm swf nsv nuv roq amv yuv4mpegpipe aac mp3 wav flac
+""".split()
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,41 @@ def open_stream(path: FileLike) -> Iterator[tuple[Any, Any]]:
     """Open a file, yield the container and its first video stream, and close the container after use.
 
     Raises:
-        SttmError: if the file cannot be opened, is no video, or has frames of more than `MAX_PIXELS`.
+        SttmError: if the file cannot be opened, is no video, or announces frames that are too large or too many.
     """
-    head = _read_head(path)
+    head, num_bytes = _inspect(path)
     # Without "file:", a plain name such as "a:b.mp4" would be taken for a URL.
     target, protocols = (path.file, "none") if isinstance(path, OpenFile) else (f"file:{os.fspath(path)}", "file")
-    options = {"protocol_whitelist": protocols, "format_whitelist": _allowed_formats()}
+    options = {"protocol_whitelist": protocols, "format_whitelist": ",".join(_FORMATS)}
     try:
         container = av.open(target, metadata_errors="replace", container_options=options)
     except av.FFmpegError as error:
         raise _unreadable(path, head, error) from None
     with container:
-        yield container, _video_stream(path, container)
+        stream = _video_stream(path, container)
+        check_pixels(path, stream.codec_context.width, stream.codec_context.height, num_bytes)
+        yield container, stream
+
+
+class Packets:
+    """The packets of a stream, also those behind places where the container is damaged."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.container, self.stream = container, stream
+        self.errors = 0
+        """Times that nothing could be read, so far."""
+
+    def __iter__(self) -> Iterator[Any]:
+        failures = 0
+        while failures < _MAX_FAILURES:
+            try:
+                for packet in self.container.demux(self.stream):
+                    failures = 0
+                    yield packet
+                return
+            except av.FFmpegError:
+                failures += 1
+                self.errors += 1
 
 
 def no_frames(path: FileLike, stream: Any) -> SttmError:
@@ -66,25 +93,15 @@ def duration_seconds(container: Any, stream: Any) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
-@cache
-def _allowed_formats() -> str:
-    return ",".join(sorted(formats_available - _PLAYLIST_FORMATS))
-
-
 def _video_stream(path: FileLike, container: Any) -> Any:
     """Return the first video stream that is not a cover picture, and make FFmpeg skip all others."""
     videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    if container.format.name in _TEXT_FORMATS:
-        raise SttmError(f"{path} is a text file, not a video; give the path of a video file")
     if not videos:
         kinds = " and ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise SttmError(f"{path} holds no video stream but {kinds}; give a file with a video stream")
     stream, context = videos[0], videos[0].codec_context
     if context is None:
         raise SttmError(f"{path} has a video codec unknown to this FFmpeg; convert it to h264 first")
-    if context.width * context.height > MAX_PIXELS:
-        size = f"frames of {context.width}x{context.height} pixels"
-        raise SttmError(f"{path} has {size}, more than the {MAX_PIXELS:,} allowed; scale it down first")
     if context.width * context.height <= SMALL_FRAME:
         context.thread_count = 1
     for other in container.streams:
@@ -93,20 +110,12 @@ def _video_stream(path: FileLike, container: Any) -> Any:
     return stream
 
 
-def _read_head(path: FileLike) -> bytes:
-    """Return a file's first bytes; refuse everything that is not a readable, non-empty file."""
+def _inspect(path: FileLike) -> tuple[bytes, int]:
+    """Return a file's first bytes and its size; refuse everything that is not a readable, non-empty, honest file."""
     if isinstance(path, OpenFile):
+        head, num_bytes = _inspect_open(path, path.file)
         path.file.seek(0)
-        head = path.file.read(512)
-        path.file.seek(0)
-    else:
-        head = _read_head_of_path(path)
-    if not head:
-        raise SttmError(f"{path} is empty (0 bytes); make or download the video again")
-    return head
-
-
-def _read_head_of_path(path: str | Path) -> bytes:
+        return head, num_bytes
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -114,7 +123,7 @@ def _read_head_of_path(path: str | Path) -> bytes:
         if not stat.S_ISREG(mode):
             raise SttmError(f"{path} is not a regular file; give the path of a video file")
         with Path(path).open("rb") as file:
-            return file.read(512)
+            return _inspect_open(path, file)
     except SttmError:
         raise
     except FileNotFoundError:
@@ -126,6 +135,15 @@ def _read_head_of_path(path: str | Path) -> bytes:
         raise SttmError(f"{name} cannot be opened ({error}); give the path of a video file") from None
 
 
+def _inspect_open(path: FileLike, file: BinaryIO) -> tuple[bytes, int]:
+    num_bytes = size_of(file)
+    if not num_bytes:
+        raise SttmError(f"{path} is empty (0 bytes); make or download the video again")
+    check_tables(path, file)
+    file.seek(0)
+    return file.read(512), num_bytes
+
+
 def _unreadable(path: FileLike, head: bytes, error: Exception) -> SttmError:
     """Return the error for a file that FFmpeg refuses, with the likeliest cause."""
     start = head.lstrip().lower()
@@ -135,5 +153,18 @@ def _unreadable(path: FileLike, head: bytes, error: Exception) -> SttmError:
         return SttmError(f"{path} is a playlist, not a video; give the video files that it names")
     if head[4:8] == b"ftyp":
         return SttmError(f"{path} is an mp4 cut off before its index (moov); make or download it again")
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or head[8:12] == b"WEBP":
+        return SttmError(f"{path} is not a readable video but a picture; give the path of a video file")
+    if _is_text(head):
+        return SttmError(f"{path} is not a readable video but a text file; give the path of a video file")
     reason = getattr(error, "strerror", None) or error
     return SttmError(f"{path} is not a readable video ({reason}); convert it to mp4 or download it again")
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether the first bytes of a file are text, perhaps cut within a character."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)

@@ -1,10 +1,10 @@
 """Decode the wanted frames of a file with PyAV: in order, or from key frame to key frame.
 
-Legend: C = 3 colours (red, green, blue), H height, W width.
+Legend: K pictures made of a frame, C = 3 colours (red, green, blue), H height, W width.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -14,36 +14,61 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sttm.data.video.container import FileLike, no_frames, open_stream
-from sttm.data.video.timeline import Timeline, display_times
+from sttm.data.video.container import FileLike, Packets, no_frames, open_stream
+from sttm.data.video.timeline import Timeline
+
+Prepare = Callable[[Tensor], Tensor]
+"""Turns a frame, uint8 CHW, into the pictures KCHW to keep of it, such as its crops."""
+
+_BLOCK = 256  # rows that are drawn over white at once
 
 
 @dataclass
 class DecodedFrames:
     """The wanted frames of a file, as far as it yields them."""
 
-    frames_CHW: dict[int, Tensor] = field(default_factory=dict)
-    """uint8, by index."""
-    times: tuple[int, ...] | None = None
-    """Set only if the file ended early: when each frame that it does yield is shown, in ticks."""
+    pictures_KCHW: dict[int, Tensor] = field(default_factory=dict)
+    """uint8, by index of the frame; K is 1 where frames are kept as they are."""
+    stamps: list[int | None] = field(default_factory=list)
+    """When each decoded frame is shown, in ticks; of all that the file yields if a wanted one is missing."""
+    errors: int = 0
+    """Damaged packets that could not be decoded."""
     warnings: tuple[str, ...] = ()
 
 
-def decode(path: FileLike, timeline: Timeline, wanted: list[int]) -> DecodedFrames:
+class FrameReader:
+    """The frames of a stream in display order, also those behind packets that cannot be decoded."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._packets, self._damaged = Packets(container, stream), 0
+
+    @property
+    def errors(self) -> int:
+        """Damaged packets so far."""
+        return self._packets.errors + self._damaged
+
+    def __iter__(self) -> Iterator[Any]:
+        for packet in self._packets:
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self._damaged += 1
+                continue
+            yield from frames
+
+
+def decode(path: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepare | None = None) -> DecodedFrames:
     """Decode the frames at the sorted indices `wanted`, seeking between key frames where that is exact and shorter.
+
+    Args:
+        prepare: applied to each wanted frame at once, so that only its result is kept.
 
     Raises:
         SttmError: if the file cannot be opened or yields no frame at all.
     """
-    return _decode_by_seeking(path, timeline, wanted) or _decode_in_order(path, wanted)
-
-
-def frames_in_order(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield frames until the stream ends or breaks."""
-    try:
-        yield from container.decode(stream)
-    except av.FFmpegError:
-        return
+    prepare = prepare or _whole
+    decoded = _decode_by_seeking(path, timeline, wanted, prepare)
+    return decoded or decode_in_order(path, timeline, wanted, prepare)
 
 
 def orientation(frame: Any) -> tuple[int, bool]:
@@ -62,27 +87,32 @@ def orientation(frame: Any) -> tuple[int, bool]:
     return round(np.degrees(np.arctan2(-b, a)) / 90) % 4, mirrored
 
 
-def _decode_in_order(path: FileLike, wanted: list[int]) -> DecodedFrames:
-    """Decode from the start to the last wanted frame."""
+def _whole(frame_CHW: Tensor) -> Tensor:
+    return frame_CHW[None]
+
+
+def decode_in_order(path: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepare = _whole) -> DecodedFrames:
+    """Decode from the start to the last wanted frame, or to the end where one is missing; see `decode`."""
     with open_stream(path) as (container, stream):
-        convert, remaining = _ToTensor(stream), set(wanted)
-        decoded, stamps = DecodedFrames(), []
-        for index, frame in enumerate(frames_in_order(container, stream)):
-            stamps.append(frame.pts)
+        frames, convert, decoded = FrameReader(container, stream), _ToTensor(stream), DecodedFrames()
+        remaining = set(wanted)
+        for number, frame in enumerate(frames):
+            decoded.stamps.append(frame.pts)
+            index = timeline.index(number, frame.pts)
             if index in remaining:
-                decoded.frames_CHW[index] = convert(frame)
+                decoded.pictures_KCHW[index] = prepare(convert(frame))
                 remaining.remove(index)
                 if not remaining:
                     break
-        if not stamps:
+        if not decoded.stamps:
             raise no_frames(path, stream)
-        if remaining:
-            decoded.times = display_times(stamps)
-        decoded.warnings = convert.warnings
+        decoded.errors, decoded.warnings = frames.errors, convert.warnings
         return decoded
 
 
-def _decode_by_seeking(path: FileLike, timeline: Timeline, wanted: list[int]) -> DecodedFrames | None:
+def _decode_by_seeking(
+    path: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepare = _whole
+) -> DecodedFrames | None:
     """Decode from the key frame before each wanted frame; None if that is inexact or saves less than half."""
     keys, times = timeline.keys, timeline.times
     if not keys or keys[0] > wanted[0]:
@@ -97,13 +127,13 @@ def _decode_by_seeking(path: FileLike, timeline: Timeline, wanted: list[int]) ->
         convert, decoded = _ToTensor(stream), DecodedFrames()
         for key, group in groups:
             container.seek(times[key], stream=stream)
-            last = max(group)
-            for frame in frames_in_order(container, stream):
+            frames, last = FrameReader(container, stream), max(group)
+            for frame in frames:
                 if frame.pts in group and not frame.is_corrupt:
-                    decoded.frames_CHW[group.pop(frame.pts)] = convert(frame)
+                    decoded.pictures_KCHW[group.pop(frame.pts)] = prepare(convert(frame))
                 if frame.pts is None or frame.pts >= last:
                     break
-            if group:  # the seek missed its frame, or the file is damaged there
+            if group or frames.errors:  # the seek missed its frame, or the file is damaged there
                 return None
         decoded.warnings = convert.warnings
         return decoded
@@ -118,18 +148,37 @@ class _ToTensor:
         self.warnings: tuple[str, ...] = ()
 
     def __call__(self, frame: Any) -> Tensor:
-        """Copy a frame's pixels as uint8 CHW."""
+        """Return a frame's pixels as uint8 CHW."""
         width, height = self.size
         if (frame.width, frame.height) != self.size:
             self.warnings = (f"the size of the frames changes: all are scaled to {width}x{height}",)
         has_alpha = any(component.is_alpha for component in frame.format.components)
         pixel_format = "rgba" if has_alpha else "rgb24"
-        image_HWC = frame.reformat(width, height, pixel_format, threads=1).to_ndarray()
+        image_HWC = _pixels(frame.reformat(width, height, pixel_format, threads=1))
         if has_alpha:
-            alpha = image_HWC[..., 3:].astype(np.uint16)
-            over_white = image_HWC[..., :3] * alpha + 255 * (255 - alpha)
-            image_HWC = ((over_white + 127) // 255).astype(np.uint8)
+            image_HWC = _over_white(image_HWC)
         self.orientation = self.orientation or orientation(frame)
         quarter_turns, mirrored = self.orientation
         image_HWC = np.rot90(image_HWC[:, ::-1] if mirrored else image_HWC, quarter_turns)
-        return torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
+        # What was drawn over white is ours; other pixels are still those of the frame, which the decoder may use again.
+        owned_HWC = np.array(image_HWC, copy=None if has_alpha else True, order="C")
+        return torch.from_numpy(owned_HWC).permute(2, 0, 1)
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """Return a packed frame's pixels as HWC, which are those of the frame itself and not a copy."""
+    (plane,) = frame.planes
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]
+    pixel_bytes = len(frame.format.components)
+    return rows[:, : frame.width * pixel_bytes].reshape(frame.height, frame.width, pixel_bytes)
+
+
+def _over_white(image_HWC: np.ndarray) -> np.ndarray:
+    """Draw RGBA pixels over white, in blocks of rows, as 16 bits a level take much memory."""
+    drawn_HWC = np.empty((*image_HWC.shape[:2], 3), np.uint8)
+    for start in range(0, len(image_HWC), _BLOCK):
+        block = image_HWC[start : start + _BLOCK]
+        alpha = block[..., 3:].astype(np.uint16)
+        over_white = block[..., :3] * alpha + 255 * (255 - alpha)
+        drawn_HWC[start : start + _BLOCK] = (over_white + 127) // 255
+    return drawn_HWC

@@ -16,17 +16,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sttm.data.video.container import MAX_PIXELS
-from sttm.data.video.read import Clip, VideoInfo
+from sttm.data.video.claims import check_pixels
+from sttm.data.video.decode import Prepare
+from sttm.data.video.read import Clip, VideoInfo, stack
 from sttm.data.video.sampling import Sampling, sample_indices
 from sttm.errors import SttmError
 
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # whatever the suffix; Pillow would start other programs for some
 FPS = 25  # pictures do not tell their rate; this only gives their timestamps a unit
 
 
 def read_frames(
-    folder: str, sampling: Sampling, *, skip: int = 0, count: int | None = None, rng: np.random.Generator | None = None
+    folder: str,
+    sampling: Sampling,
+    *,
+    skip: int = 0,
+    count: int | None = None,
+    rng: np.random.Generator | None = None,
+    prepare: Prepare | None = None,
 ) -> list[Clip]:
     """Choose and decode pictures as `read` does frames of a file: one Clip a temporal view.
 
@@ -34,6 +42,7 @@ def read_frames(
         skip: pictures before the video's first, where several videos share a folder.
         count: number of pictures; all that follow if left out.
         rng: choose frames at random, as in training.
+        prepare: as in `read`.
 
     Raises:
         SttmError: if the folder cannot be read, holds no picture, or a wanted picture is broken.
@@ -48,16 +57,20 @@ def read_frames(
     wanted = sorted({index for indices_T in indices_VT for index in indices_T})
     with _open(files[wanted[0]]) as first:
         size = first.size
-    frames_CHW = {index: _decode(files[index], size) for index in wanted}
+    pictures_KCHW = {}
+    for index in wanted:
+        frame_CHW = _decode(files[index], size)
+        pictures_KCHW[index] = prepare(frame_CHW) if prepare else frame_CHW[None]
     return [
         Clip(
-            frames_TCHW=torch.stack([frames_CHW[index] for index in indices_T]),
+            frames_TCHW=frames_TCHW,
             indices=tuple(indices_T),
             timestamps=tuple(index / FPS for index in indices_T),
             path=folder,
             warnings=(*notes, *sampling.warnings_for(len(files))),
         )
         for indices_T in indices_VT
+        for frames_TCHW in stack([pictures_KCHW[index] for index in indices_T])
     ]
 
 
@@ -97,13 +110,14 @@ def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
+            image = Image.open(path, formats=_FORMATS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SttmError(f"{path} is no readable picture ({error}); extract it again") from error
-    if image.width * image.height > MAX_PIXELS:
+    try:
+        check_pixels(path, image.width, image.height, path.stat().st_size)
+    except (OSError, SttmError):
         image.close()
-        size = f"{image.width}x{image.height} pixels"
-        raise SttmError(f"{path} has {size}, more than the {MAX_PIXELS:,} allowed; scale it down first")
+        raise
     return image
 
 

@@ -2,7 +2,8 @@
 
 `container` opens the file, `timeline` reads its packets, `sampling` chooses frames, `decode` makes them pixels.
 
-Legend: T frames of a clip, C = 3 colours (red, green, blue), H height, W width, V temporal views of one file.
+Legend: T frames of a clip, C = 3 colours (red, green, blue), H height, W width, V temporal views of one file,
+K pictures made of each frame.
 """
 
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from sttm.data.video.cache import VideoCache
 from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
-from sttm.data.video.decode import DecodedFrames, decode, frames_in_order, orientation
+from sttm.data.video.decode import FrameReader, Prepare, decode, orientation
 from sttm.data.video.sampling import Sampling, sample_indices
-from sttm.data.video.timeline import Timeline, read_timeline
+from sttm.data.video.timeline import Timeline, display_times, read_timeline
 
 __all__ = ["Clip", "Sampling", "VideoInfo", "probe", "read"]
 
@@ -39,9 +40,9 @@ class Clip:
     """Decoded frames of one temporal view of one file, and their positions in it."""
 
     frames_TCHW: Tensor
-    """uint8 RGB, turned upright."""
+    """uint8 RGB, turned upright; one frame repeated may be one piece of memory."""
     indices: tuple[int, ...]
-    """Index of each frame among all the frames that the file yields, from 0."""
+    """Index of each frame in the file, from 0; if a chosen one is damaged, among the frames that the file yields."""
     timestamps: tuple[float, ...]
     """Seconds from the video's first frame to each of these."""
     path: str
@@ -61,7 +62,7 @@ class Clip:
 def probe(file: FileLike) -> VideoInfo:
     """Read a video's header and its first frame; raise SttmError if the file is no readable video with a frame."""
     with open_stream(file) as (container, stream):
-        frame = next(frames_in_order(container, stream), None)
+        frame = next(iter(FrameReader(container, stream)), None)
         if frame is None:
             raise no_frames(file, stream)
         quarter_turns, _ = orientation(frame)
@@ -79,43 +80,64 @@ def probe(file: FileLike) -> VideoInfo:
 
 
 def read(
-    file: FileLike, sampling: Sampling, *, rng: np.random.Generator | None = None, cache: VideoCache | None = None
+    file: FileLike,
+    sampling: Sampling,
+    *,
+    rng: np.random.Generator | None = None,
+    cache: VideoCache | None = None,
+    prepare: Prepare | None = None,
 ) -> list[Clip]:
     """Decode the frames that `sampling` asks for: one Clip a temporal view.
 
     A video shorter than the clip repeats its last frame; a file that yields fewer frames than it announces
-    is sampled over those it yields: the clips' `warnings` say so. Transparent pixels are drawn over white, as
-    transformers' processors do; frames that differ in size from the stream are scaled to it.
+    is sampled over those it yields; packets that cannot be decoded are left out: the clips' `warnings` say so.
+    Transparent pixels are drawn over white, as transformers' processors do; frames that differ in size from the
+    stream are scaled to it.
 
     Args:
         rng: choose frames at random, as in training.
         cache: holds decoded videos, so that a file is decoded only once.
+        prepare: makes K pictures, uint8 KCHW, of each frame CHW as soon as it is decoded, so that large frames are
+            not kept; there is then one Clip a view and picture, the pictures of a view in a row.
 
     Raises:
         SttmError: if the file cannot be opened or yields no frame.
     """
+    assert cache is None or prepare is None, "a cache keeps whole frames"
     cached = cache.get(file) if cache is not None else None
     timeline = cached.timeline if cached is not None else read_timeline(file)
+    errors = 0
     while True:
         indices_VT = sample_indices(timeline.times, sampling, rng)
         wanted = sorted({i for indices_T in indices_VT for i in indices_T})
-        decoded = cached.select(wanted) if cached is not None else decode(file, timeline, wanted)
-        if decoded.times is None:
+        decoded = cached.select(timeline, wanted) if cached else decode(file, timeline, wanted, prepare)
+        errors = max(errors, decoded.errors)
+        if len(decoded.pictures_KCHW) == len(wanted):
             break
-        # The file ended early: sample again over the frames it yields. They are fewer each time, so this ends.
-        timeline = replace(timeline, times=decoded.times, keys=())
-    return [_make_clip(str(file), indices_T, decoded, timeline, sampling) for indices_T in indices_VT]
+        # A frame is missing: sample again over those that the file yields. They are fewer each time, so this ends.
+        timeline = replace(timeline, times=display_times(decoded.stamps), keys=(), exact=False)
+    notes = (*_damage(errors), *decoded.warnings, *_shortage(timeline), *sampling.warnings_for(len(timeline.times)))
+    return [
+        Clip(frames_TCHW, tuple(indices_T), timeline.seconds(indices_T), str(file), notes)
+        for indices_T in indices_VT
+        for frames_TCHW in stack([decoded.pictures_KCHW[i] for i in indices_T])
+    ]
 
 
-def _make_clip(path: str, indices_T: list[int], decoded: DecodedFrames, timeline: Timeline, sampling: Sampling) -> Clip:
-    num_frames, warnings = len(timeline.times), list(decoded.warnings)
-    if num_frames < timeline.announced:
-        warnings.append(f"the file announces {timeline.announced} frames but yields only {num_frames}")
-    ticks = [timeline.times[i] - timeline.times[0] for i in indices_T]
-    return Clip(
-        frames_TCHW=torch.stack([decoded.frames_CHW[i] for i in indices_T]).contiguous(),
-        indices=tuple(indices_T),
-        timestamps=tuple(tick * timeline.seconds_per_tick for tick in ticks),
-        path=path,
-        warnings=(*warnings, *sampling.warnings_for(num_frames)),
-    )
+def stack(pictures_TKCHW: list[Tensor]) -> list[Tensor]:
+    """Return K tensors of T pictures; one picture that is repeated is not copied."""
+    first_KCHW = pictures_TKCHW[0]
+    if all(picture is first_KCHW for picture in pictures_TKCHW):
+        return [picture.expand(len(pictures_TKCHW), -1, -1, -1) for picture in first_KCHW]
+    return [torch.stack(pictures).contiguous() for pictures in zip(*pictures_TKCHW, strict=True)]
+
+
+def _damage(errors: int) -> list[str]:
+    return [f"the file is damaged: {errors} of its packets could not be decoded"] if errors else []
+
+
+def _shortage(timeline: Timeline) -> list[str]:
+    num_frames = len(timeline.times)
+    if num_frames >= timeline.announced:
+        return []
+    return [f"the file announces {timeline.announced} frames but yields only {num_frames}"]

@@ -1,13 +1,12 @@
 """When each frame of a file is shown, as its packets tell without any decoding."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import av
+from sttm.data.video.container import FileLike, Packets, duration_seconds, no_frames, open_stream
 
-from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
-
-_EXACT_SEEK = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
+_EXACT_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,20 @@ class Timeline:
     """Number of frames that the header, or else the packets, announce."""
     keys: tuple[int, ...] = ()
     """Indices of the key frames; empty where seeking to one may be inexact."""
+    exact: bool = False
+    """Whether each time belongs to one frame, so that frames are known by their times and not by their number."""
+
+    def index(self, number: int, time: int | None) -> int | None:
+        """Return the index of a decoded frame, by its time or else its number; None for one that is not expected."""
+        return self._index_by_time.get(time) if self.exact else number
+
+    def seconds(self, indices: list[int]) -> tuple[float, ...]:
+        """Return the seconds from the first frame to each of these."""
+        return tuple((self.times[index] - self.times[0]) * self.seconds_per_tick for index in indices)
+
+    @cached_property
+    def _index_by_time(self) -> dict[int | None, int]:
+        return {time: index for index, time in enumerate(self.times)}
 
 
 def read_timeline(path: FileLike) -> Timeline:
@@ -35,13 +48,14 @@ def read_timeline(path: FileLike) -> Timeline:
             raise no_frames(path, stream)
         times = display_times(stamps)
         timed = None not in stamps
-        seekable = timed and container.format.name in _EXACT_SEEK and len(set(times)) == len(times)
+        exact = timed and container.format.name in _EXACT_TIMES and len(set(times)) == len(times)
         index: dict[int | None, int] = {time: i for i, time in enumerate(times)}
         return Timeline(
             times=times,
             seconds_per_tick=float(stream.time_base) if timed else 1 / float(stream.guessed_rate or 25),
             announced=max(stream.frames - num_hidden, 0) or _announced_by_duration(container, stream, len(times)),
-            keys=tuple(sorted(index[stamp] for stamp in key_stamps)) if seekable else (),
+            keys=tuple(sorted(index[stamp] for stamp in key_stamps)) if exact else (),
+            exact=exact,
         )
 
 
@@ -54,16 +68,13 @@ def display_times(stamps: list[int | None]) -> tuple[int, ...]:
 def _read_packets(container: Any, stream: Any) -> tuple[list[int | None], list[int | None], int]:
     """Return the timestamps of all shown frames, those of key frames, and the number of frames never shown."""
     stamps, key_stamps, num_hidden = [], [], 0
-    try:
-        for packet in container.demux(stream):
-            if packet.is_discard:  # cut off by an edit list: never shown
-                num_hidden += 1
-            elif packet.size:  # the last packet of all is empty
-                stamps.append(packet.pts if packet.pts is not None else packet.dts)
-                if packet.is_keyframe:
-                    key_stamps.append(stamps[-1])
-    except av.FFmpegError:  # a broken end: decoding in order will tell how far the file goes
-        pass
+    for packet in Packets(container, stream):
+        if packet.is_discard:  # cut off by an edit list: never shown
+            num_hidden += 1
+        elif packet.size:  # the last packet of all is empty
+            stamps.append(packet.pts if packet.pts is not None else packet.dts)
+            if packet.is_keyframe:
+                key_stamps.append(stamps[-1])
     return stamps, key_stamps, num_hidden
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 
 from sttm.data.video.cache import VideoCache
 from sttm.data.video.container import FileLike, OpenFile
+from sttm.data.video.decode import Prepare
 from sttm.data.video.frame_folder import probe_frames, read_frames
 from sttm.data.video.read import Clip, Sampling, VideoInfo, probe, read
 from sttm.errors import SttmError
@@ -34,8 +36,9 @@ class ShardMember:
         """Read the bytes into a file object; raise SttmError if the shard is gone or has become shorter."""
         try:
             with Path(self.file).open("rb") as file:
+                whole = file.seek(0, os.SEEK_END) >= self.offset + self.size  # before memory is reserved for it
                 file.seek(self.offset)
-                data = file.read(self.size)
+                data = file.read(self.size) if whole else b""
         except OSError as error:
             raise SttmError(f"{self.file} cannot be read ({error.strerror}); check the disk") from error
         if len(data) < self.size:
@@ -58,13 +61,18 @@ class Video:
     """Why there is nothing to read, for an input that names no video; `read` and `probe` raise it."""
 
     def read(
-        self, sampling: Sampling, rng: np.random.Generator | None = None, *, cache: VideoCache | None = None
+        self,
+        sampling: Sampling,
+        rng: np.random.Generator | None = None,
+        *,
+        cache: VideoCache | None = None,
+        prepare: Prepare | None = None,
     ) -> list[Clip]:
-        """Decode one Clip a temporal view; raise SttmError if the video is gone or cannot be read."""
+        """Decode one Clip a temporal view; raise SttmError if the video is gone or cannot be read; see `read`."""
         if self.frames is not None:
             skip, count = self.frames
-            return read_frames(self.path, sampling, skip=skip, count=count, rng=rng)
-        return read(self._file(), sampling, rng=rng, cache=cache)
+            return read_frames(self.path, sampling, skip=skip, count=count, rng=rng, prepare=prepare)
+        return read(self._file(), sampling, rng=rng, cache=cache, prepare=prepare)
 
     def probe(self) -> VideoInfo:
         """Read the header and the first frame; raise SttmError if the video is gone or cannot be read."""
@@ -86,3 +94,10 @@ def attempt(look: Callable[[], Result]) -> tuple[Result | None, str | None]:
         return None, str(error)
     except Exception as error:  # a bug of ours or of a codec is reported like a bad file
         return None, f"reading it failed unexpectedly: {type(error).__name__}: {error}"
+
+
+def skipped_files(folder: str, names: Sequence[str]) -> str:
+    """Return the sentence that says which files of a folder were skipped."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    count = f"{len(names)} file{'s' * (len(names) != 1)}"
+    return f"{folder}: skipped {count} that cannot be read as videos: {shown}"
