@@ -14,7 +14,7 @@ FIELDS = {
     "study", "dataset", "method", "variant", "compute", "learned", "frames", "seed", "macs", "top1", "seconds",
     "commit", "machine",
 }  # fmt: skip
-STUDIES = ("tune", "equal", "offshelf", "ablation", "speed", "gates", "real", "scratch", "finetune")
+STUDIES = ("tune", "equal", "offshelf", "ablation", "speed", "gates", "real", "scratch", "finetune", "calibrate")
 WRITTEN = sorted(name for name in STUDIES if (ROOT / "results" / name / "rows.jsonl").exists())
 
 
