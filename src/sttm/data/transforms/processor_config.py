@@ -1,6 +1,5 @@
 """Read and validate the JSON files of a checkpoint that say how its frames are preprocessed."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError, model_validator
 
-from sttm.errors import SttmError
+from sttm.config.parsing import read_json
+from sttm.errors import SttmError, quoted
 
 Whole = Annotated[int, Field(strict=True, gt=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -151,22 +151,7 @@ def validate(model: type[Model], values: object, file: Path) -> Model:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"][:1]) or "the whole"
         reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise SttmError(f"{file}: {key} is {first['input']!r}, but the {reason}; correct the file") from None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object; raise SttmError for a missing or unreadable file, or anything else."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model") from None
-    except OSError as error:
-        raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder") from None
-    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise SttmError(f"{file} is not valid JSON ({error}); save or download the model again") from None
-    if not isinstance(values, dict):
-        raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again")
-    return values
+        raise SttmError(f"{file}: {key} is {quoted(first['input'])}, but the {reason}; correct the file") from None
 
 
 def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
