@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sttm.data.datasets import shards
 from sttm.config.parsing import parse_json
+from sttm.data.datasets import shards
 from sttm.data.datasets.annotations import SPLITS, Annotation, AnnotationFile, AnnotationList, numbered_lines
 from sttm.data.datasets.labels import read_text
 from sttm.data.video.frame_folder import PICTURE_SUFFIXES

@@ -108,7 +108,9 @@ def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
         return [(int(value), key) for key, value in values.items()]
     except (ValueError, TypeError, AttributeError) as error:
         allowed = '{"name": number}, {"number": name} or a list of names'
-        raise SttmError(f"{path} is no label map ({first_line(error)[:100]}); give JSON such as {allowed}, or a name a line") from error
+        raise SttmError(
+            f"{path} is no label map ({first_line(error)[:100]}); give JSON such as {allowed}, or a name a line"
+        ) from error
 
 
 def read_text(path: Path) -> str:

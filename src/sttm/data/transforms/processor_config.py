@@ -11,8 +11,9 @@ from sttm.config.parsing import read_json
 from sttm.errors import SttmError, quoted
 
 Whole = Annotated[int, Field(strict=True, gt=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Mean = Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(strict=True, gt=0, le=255, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -74,8 +75,17 @@ class Sides(BaseModel):
     """A limit on the longer side is not supported: transformers' video models do not use it."""
 
 
+#: Settings that may not be null, as files differ in what that would mean, and the step that each belongs to.
+_NEEDED = {
+    "size": "do_resize",
+    "crop_size": "do_center_crop",
+    "image_mean": "do_normalize",
+    "image_std": "do_normalize",
+}
+
+
 class ProcessorSettings(BaseModel):
-    """A processor's JSON file; null and absent both mean the default of the processor's class."""
+    """A processor's JSON file; null, where it may be, and absent both mean the default of the processor's class."""
 
     video_processor_type: str | None = None
     image_processor_type: str | None = None
@@ -87,16 +97,19 @@ class ProcessorSettings(BaseModel):
     size: Whole | Sides | None = None
     crop_size: Whole | Sides | None = None
     resample: Literal[2, 3] | None = None
-    rescale_factor: Number | None = None
+    rescale_factor: Factor | None = None
     offset: StrictBool | None = None
-    image_mean: Number | tuple[Number, Number, Number] | None = None
-    image_std: Positive | tuple[Positive, Positive, Positive] | None = None
+    image_mean: Mean | tuple[Mean, Mean, Mean] | None = None
+    image_std: Deviation | tuple[Deviation, Deviation, Deviation] | None = None
     frame_sampling: Literal["uniform", "dense"] = "uniform"
     frame_stride: Whole = 1
 
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
+        for key, step in _NEEDED.items() if isinstance(values, dict) else ():
+            if values.get(key, 0) is None and values.get(step) is not False:
+                raise ValueError(f"{key} is null, which leaves open what {step} does")
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
@@ -149,6 +162,8 @@ def validate(model: type[Model], values: object, file: Path) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "value_error":
+            raise SttmError(f"{file}: {first['ctx']['error']}; correct the file") from None
         key = ".".join(str(part) for part in first["loc"][:1]) or "the whole"
         reason = first["msg"][:1].lower() + first["msg"][1:]
         raise SttmError(f"{file}: {key} is {quoted(first['input'])}, but the {reason}; correct the file") from None
