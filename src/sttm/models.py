@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttm.errors import SttmError, few, first_line
-from sttm.model_folder import ModelFolder, check_files, check_loaded, open_folder, weight_files
+from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -199,6 +199,10 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
     found = {names[name]: tensor for name, tensor in read_tensors(folder, names).items()}
     if found.keys() != wanted:
         raise SttmError(f"{folder} has no weights for {few(wanted - found.keys())}; save the model again")
+    own = model.state_dict()
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            raise SttmError(f"{folder} has {mismatch((name, tensor.shape, own[name].shape))}; save the model again")
     with explained(f"load the mergers of {folder}", "; save the model again"):
         model.load_state_dict(found, strict=False)
 

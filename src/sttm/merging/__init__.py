@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, quoted
 from sttm.merging.baselines.learned import PatchMerger, TokenLearner
 from sttm.merging.baselines.matching import STA, DensityPeaks, EViT, PiToMe, ToMe
 from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop
@@ -24,7 +24,7 @@ METHODS: dict[str, type[TokenReducer]] = {
 def method_named(name: str) -> type[TokenReducer]:
     """Return the reducer of that name; SttmError lists the names there are."""
     if name not in METHODS:
-        raise SttmError(f"unknown method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+        raise SttmError(f"unknown method {quoted(name)}; choose one of {', '.join(sorted(METHODS))}")
     return METHODS[name]
 
 

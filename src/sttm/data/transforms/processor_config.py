@@ -11,6 +11,7 @@ from sttm.config.parsing import read_json
 from sttm.errors import SttmError, quoted
 
 Whole = Annotated[int, Field(strict=True, gt=0)]
+Side = Annotated[int, Field(strict=True, gt=0, le=4096)]
 Mean = Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]
 Deviation = Annotated[float, Field(strict=True, gt=0, le=255, allow_inf_nan=False)]
 Factor = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
@@ -68,9 +69,9 @@ FAMILIES = {
 class Sides(BaseModel):
     """A size in pixels, by one or two sides."""
 
-    height: Whole | None = None
-    width: Whole | None = None
-    shortest_edge: Whole | None = None
+    height: Side | None = None
+    width: Side | None = None
+    shortest_edge: Side | None = None
     longest_edge: None = None
     """A limit on the longer side is not supported: transformers' video models do not use it."""
 
@@ -94,8 +95,8 @@ class ProcessorSettings(BaseModel):
     do_center_crop: StrictBool = True
     do_rescale: StrictBool = True
     do_normalize: StrictBool = True
-    size: Whole | Sides | None = None
-    crop_size: Whole | Sides | None = None
+    size: Side | Sides | None = None
+    crop_size: Side | Sides | None = None
     resample: Literal[2, 3] | None = None
     rescale_factor: Factor | None = None
     offset: StrictBool | None = None
@@ -138,7 +139,7 @@ def processor_class(settings: ProcessorSettings, file: Path, family: Family) -> 
     match = re.fullmatch(rf"({'|'.join(PROCESSORS)})({kinds})(?:Fast|Pil)?", name)
     if match is None:
         known = ", ".join(PROCESSORS)
-        raise SttmError(f"{file} is made for {name}; allowed are the image and video processors of {known}")
+        raise SttmError(f"{file} is made for {quoted(name)}; allowed are the image and video processors of {known}")
     return match[1], "torch" if match[2] == "VideoProcessor" else "pillow"
 
 
