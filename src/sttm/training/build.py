@@ -18,10 +18,11 @@ from torch import nn
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.config import Settings
+from sttm.config.parsing import read_json
 from sttm.config.settings import MergingSettings, ModelSettings
 from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.transforms.processor_config import FAMILIES, model_config, read_json
+from sttm.data.transforms.processor_config import FAMILIES, model_config
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError, few
 from sttm.model_folder import mismatch, open_folder, unexpected
