@@ -8,21 +8,8 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "sttm"
 LAYERS = [
-    *(
-        "errors",
-        "distributed",
-        "devices",
-        "merging",
-        "synth",
-        "config",
-        "data",
-        "backbones",
-        "patching",
-        "agreement",
-        "calibration",
-        "models",
-    ),
-    *("pretrained", "auto_classes", "evaluation"),
+    *("errors", "distributed", "devices", "merging", "synth", "config", "data", "backbones", "patching"),
+    *("agreement", "calibration", "model_folder", "models", "pretrained", "auto_classes", "evaluation"),
     *("training", "benchmark", "export", "visual", "corpus", "serving", "doctor", "cli", "__main__", "__init__"),
 ]
 OPTIONAL = {"torchvision", "timm", "ray", "gradio", "onnx", "onnxruntime", "openvino", "kornia", "accelerate", "peft"}

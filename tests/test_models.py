@@ -99,7 +99,7 @@ def test_damaged_files_say_so(saved: Path) -> None:
         assert PLAN_FILE in refused(saved)
     (saved / PLAN_FILE).write_text(json.dumps(plan))
     (saved / "config.json").write_text("{nonsense")
-    assert "cannot load" in refused(saved)
+    assert "config.json is not valid JSON" in refused(saved)
 
 
 def test_missing_weights_are_named(saved: Path, tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Collection, Iterable
+from typing import Any
 
 #: Characters of a user's own text that a message quotes at most.
 QUOTED = 300
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 class SttmError(ValueError):
@@ -49,3 +54,15 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message without its full stop, or the class name where it has none."""
     lines = str(error).strip().splitlines()
     return (lines[0].rstrip(".") if lines else "") or type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut to a length and depth that fit into a sentence."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def few(names: Collection[str], most: int = 3) -> str:
+    """Return the first names of many, each cut to 100 characters, and how many more there are."""
+    first = ", ".join(name if len(name) <= 100 else f"{name[:97]}..." for name in sorted(names)[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"

@@ -6,12 +6,12 @@ safetensors only.
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sttm.errors import SttmError, did_you_mean, first_line, quoted
+from sttm.errors import SttmError, did_you_mean, few, first_line, quoted
+from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -39,7 +39,7 @@ def resolve(name: str | Path) -> Path:
     folder = _BUNDLE / str(name) if str(name) in BUNDLED else Path(name)
     if not folder.is_dir():
         folder = _download(str(name))
-    _check_folder(folder)
+    check_files(folder)
     return folder
 
 
@@ -54,22 +54,32 @@ def load(name: str | Path = DEFAULT) -> Any:
     """
 
     from sttm.backbones import backbone_of
-    from sttm.patching.saving import check_merged
 
-    folder = resolve(name)
-    check_merged(folder)
-    with quiet(), explained(f"load a model from {name}"):
-        model, info = _auto_class(folder).from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
-    wrong = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
-    if wrong:
-        raise SttmError(
-            f"{name} has no trained weights for {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}; "
-            "use a checkpoint that was fine-tuned for classification"
-        )
+    folder = open_folder(resolve(name))
+    model, info = build(folder, f"load a model from {name}")
+    check_loaded(info, model, name)
     backbone_of(model)
+    if folder.plan is not None:
+        install_saved(model, folder.path, folder.plan)
+    folder.check_model(model)
     return model.eval()
+
+
+def build(folder: ModelFolder, what: str, advice: str = "", config: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Return the plain model of a folder and what transformers says of its tensors, those of mergers left aside.
+
+    Args:
+        what, advice: what this is for and what to do if it fails, for messages.
+        config: in place of the folder's own.
+    """
+    with quiet(), explained(what, advice):
+        model, info = folder.auto_class.from_pretrained(
+            folder.path, config=config or folder.config, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
+        )  # fmt: skip
+    if folder.plan is not None:
+        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
+    return model, info
 
 
 def load_with_preprocess(name: str | Path = DEFAULT) -> tuple[Any, Preprocess]:
@@ -102,12 +112,18 @@ def bring_to_compute(model: nn.Module, compute: float | None, method: str = "stt
     return api.apply(model, compute, method, **options)
 
 
-def install_saved(model: nn.Module, folder: Path) -> None:
-    """Put the mergers of a saved model, with their weights, into the plain model."""
-    from sttm.patching import api
-    from sttm.patching.saving import PLAN_FILE, read_plan
+def install_saved(model: nn.Module, folder: Path, plan: Plan) -> None:
+    """Put the mergers of a saved model, with their weights, into the plain model.
 
-    api.install(model, read_plan(folder / PLAN_FILE))
+    Raises:
+        SttmError: if the plan or the weights do not fit the model.
+    """
+    from sttm.patching import api
+    from sttm.patching.saving import PLAN_FILE, check_plan
+
+    check_plan(plan, model, folder / PLAN_FILE)
+    with explained(f"put the mergers of {folder / PLAN_FILE} into the model", "; save the model again"):
+        api.install(model, plan)
     _load_mergers(model, folder)
 
 
@@ -140,7 +156,7 @@ def read_tensors(folder: Path, names: Container[str]) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as weights:
             found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}
     return found
@@ -149,42 +165,12 @@ def read_tensors(folder: Path, names: Container[str]) -> dict[str, Tensor]:
 @contextmanager
 def explained(what: str, advice: str = "") -> Iterator[None]:
     """Turn the errors of transformers for a bad checkpoint or config into one SttmError."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except SttmError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise SttmError(f"cannot {what}: {first_line(error)}{advice}") from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise SttmError, one sentence for each way in which a folder is not a model."""
-    if not (folder / "config.json").is_file():
-        raise SttmError(f"{folder} is not a model folder: it has no config.json; give a folder that transformers saved")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-    if pickles:
-        raise SttmError(
-            f"{folder} holds its weights as {pickles[0]}, a pickle that could run code when loaded, and only "
-            "safetensors are; load it with transformers where you trust it and save it again with save_pretrained"
-        )
-    raise SttmError(f"{folder} has a config.json but no weights; it should hold a model.safetensors")
-
-
-def _auto_class(folder: Path) -> Any:
-    """Return transformers' auto class for the classifier in a folder: that of pictures if its type has no other."""
-    from transformers.models.auto import modeling_auto as auto
-
-    from sttm.data.transforms.processor_config import model_config
-
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))  # `load` explains what is broken
-    kind = model_config(values).get("model_type") if isinstance(values, dict) else None
-    of_videos = kind in auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
-    of_pictures = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not of_videos
-    return auto.AutoModelForImageClassification if of_pictures else auto.AutoModelForVideoClassification
+    except Exception as error:  # there is no saying what transformers raises for settings that contradict each other
+        raise SttmError(f"cannot {what}: {first_line(error)[:200]}{advice}") from error
 
 
 def _download(name: str) -> Path:
@@ -214,8 +200,13 @@ def _load_mergers(model: nn.Module, folder: Path) -> None:
     names = {f"{prefix}.{name}": name for name in wanted} | {name: name for name in wanted}
     found = {names[name]: tensor for name, tensor in read_tensors(folder, names).items()}
     if found.keys() != wanted:
-        raise SttmError(f"{folder} has no weights for {sorted(wanted - found.keys())[0]}; save the model again")
-    model.load_state_dict(found, strict=False)
+        raise SttmError(f"{folder} has no weights for {few(wanted - found.keys())}; save the model again")
+    own = model.state_dict()
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            raise SttmError(f"{folder} has {mismatch((name, tensor.shape, own[name].shape))}; save the model again")
+    with explained(f"load the mergers of {folder}", "; save the model again"):
+        model.load_state_dict(found, strict=False)
 
 
 @contextmanager

@@ -24,16 +24,10 @@ class MergedConfig(PreTrainedConfig):
 
     def inner(self) -> Any:
         """Return the config of the model itself, as its family's own class."""
-        from transformers import AutoConfig
+        from sttm.backbones.config_check import make_config
 
-        try:
-            family = AutoConfig.for_model(self.backbone_type)
-        except ValueError as error:
-            raise SttmError(
-                f"backbone_type={self.backbone_type!r} in config.json is no model type that transformers knows; "
-                "save the model again with sttm.save"
-            ) from error
-        return type(family).from_dict({**self.backbone_config, "dtype": self.dtype})
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return make_config(self.backbone_type, {**self.backbone_config, "dtype": dtype}, Path("config.json"), None)
 
 
 class _Merged:
@@ -49,7 +43,8 @@ class _Merged:
         from transformers.utils.hub import cached_file
 
         from sttm import models
-        from sttm.patching.saving import PLAN_FILE
+        from sttm.model_folder import check_loaded, check_weights, read_header
+        from sttm.patching.saving import PLAN_FILE, read_plan
 
         where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
         hub = {key: options[key] for key in where if options.get(key) is not None}
@@ -60,8 +55,11 @@ class _Merged:
         wants_info = options.pop("output_loading_info", False)
         with models.quiet():
             model, info = auto.from_pretrained(name, *args, config=config.inner(), output_loading_info=True, **options)
-        models.install_saved(model, Path(plan_file).parent)
+        folder = Path(plan_file).parent
+        models.install_saved(model, folder, read_plan(Path(plan_file)))
         info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
+        check_loaded(info, model, name)
+        check_weights(model, read_header(folder), name)
         return (model, info) if wants_info else model
 
     @classmethod

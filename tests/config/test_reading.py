@@ -78,7 +78,7 @@ def test_what_is_dumped_is_read_back(base: Path, tmp_path: Path) -> None:
         ("data=5", "data=5"),
         ("model", "--set model is not key=value"),
         ("a..b=1", "is not key=value"),
-        ("model.start={", "the value is not YAML"),
+        ("model.start={", "the value of --set model.start is not YAML"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(base: Path, override: str, part: str) -> None:

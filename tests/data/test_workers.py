@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import Dataset
 
+from sttm.data import workers
 from sttm.errors import SttmError
 from tests.data.helpers import batch_stream
 from tests.helpers import ROOT
@@ -107,3 +111,56 @@ def test_no_warning_with_more_workers_than_cores(videos):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(batch_stream(videos, workers=(os.cpu_count() or 1) + 1, last_step=2))) == 2
+
+
+class TooLarge(Dataset[torch.Tensor]):
+    """An item for which the worker finds no shared memory."""
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        return torch.zeros(100_000)
+
+
+class Stuck(Dataset[torch.Tensor]):
+    """An item that never comes."""
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        time.sleep(600)
+        raise AssertionError
+
+
+class Broken(Dataset[torch.Tensor]):
+    """A mistake in the code that makes items."""
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        raise ZeroDivisionError("it was me")
+
+
+def test_a_worker_that_cannot_hand_over_says_why():
+    with pytest.raises(SttmError, match=r"cannot hand over what it decoded \(.+\); free shared memory") as caught:
+        list(workers.load_in_order(TooLarge(), [0, 1], 1))
+    assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_the_error_of_a_worker_is_shown():
+    with pytest.raises(ZeroDivisionError, match="it was me"):
+        list(workers.load_in_order(Broken(), [0, 1], 1))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_wait_is_bounded_and_can_be_ended(monkeypatch):
+    seen: list[float] = []
+
+    def stop(seconds: float) -> None:
+        seen.append(seconds)
+        if len(seen) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(workers.load_in_order(Stuck(), [0], 1, stop))
+    assert 0 < seen[0] < seen[1]
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    with pytest.raises(SttmError, match="have given nothing for"):
+        list(workers.load_in_order(Stuck(), [0], 1))
+    assert multiprocessing.active_children() == []

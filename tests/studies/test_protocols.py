@@ -138,7 +138,7 @@ def test_a_run_is_a_training_config_of_the_same_cost(
     for method, compute in (("plain", 1.0), ("sttm", 0.35), ("tome", 0.62)):
         run = runs.Run("scratch", "grid_words", method, compute, frames=16, seed=1, epochs=16.0)
         settings = protocols.settings_of(run)
-        model, preprocess, _ = build.build_model(settings, ("a", "b", "c"))
+        model, preprocess, *_ = build.build_model(settings, ("a", "b", "c"))
         ours = protocols.from_scratch(1, 3, protocols.SHAPE)
         study("harness.variants").put_in(ours, method, compute, "")
         assert sttm.macs(model) == sttm.macs(ours)

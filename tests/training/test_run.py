@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import sttm
 from sttm.config import Settings, load
+from sttm.data import loader
 from sttm.evaluation.evaluate import evaluate
 from sttm.training import checkpoints, recipe
 from sttm.training import run as engine
@@ -179,12 +182,101 @@ def test_a_signal_stops_an_evaluation_with_which_the_continuation_begins(
     with monkeypatch.context() as patch, pytest.raises(engine.Stopped) as stopped:
         patch.setattr(engine, "evaluate", with_signal)
         engine.train(load(config))
-    assert stopped.value.step == 4
+    assert stopped.value.step == 4 and stopped.value.checkpoint is not None
     assert json.loads((stopped.value.checkpoint / checkpoints.PROGRESS).read_text())["evaluated"] == 3
     records: list[dict[str, Any]] = []
     engine.train(load(config), records.append)
     assert [r["step"] for r in records if r.get("event") == "evaluation"] == [4, 8]
     assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_hand_over_a_batch_ends_the_run(config: Path) -> None:
+    """As under `ulimit -f 300`, which also limits shared memory."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 1024, 300 * 1024))
+
+    command = [sys.executable, "-m", "sttm", "train", str(config), "--set", "data.workers=1"]
+    command += ["--set", "optimizer.micro_batch=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    assert done.returncode == 2 and "cannot hand over what it decoded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_while_it_waits_for_a_batch(
+    number: signal.Signals, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loader._TrainingClips.__getitem__
+
+    def stuck(self: Any, items: Any) -> Any:
+        if items[0][0] >= 12:  # in the fourth step, of four videos each
+            time.sleep(600)
+        return real(self, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader._TrainingClips, "__getitem__", stuck)
+        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(engine.Stopped) as stopped:
+            engine.train(load(config, ["data.workers=1"]), lambda record: timer.start() if "loss" in record else None)
+    assert stopped.value.signal == number
+    assert stopped.value.step == 3 and stopped.value.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000003"
+    records: list[dict[str, Any]] = []
+    engine.train(load(config), records.append)
+    assert records[0]["resumed_at"] == 3
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continued_from(
+    config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    engine.train(load(config, ["run.save_every=1"]))
+    folder = tmp_path / "run" / "checkpoints"
+    last, before = folder / "step-00000008", folder / "step-00000007"
+    data = bytearray((last / checkpoints.STATE).read_bytes())
+    data[-20] ^= 1
+    (last / checkpoints.STATE).write_bytes(data)
+    records: list[dict[str, Any]] = []
+    engine.train(load(config, ["run.save_every=1"]), records.append)
+    assert records[0]["resumed_at"] == 7
+    assert records[0]["damaged"] == [f"{last}: {checkpoints.STATE} is not as it was written"]
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
+    for path in folder.iterdir():
+        (path / checkpoints.PROGRESS).write_text("{}")
+    assert "the last checkpoint is damaged" in refused(load(config))
+    assert before.is_dir()
+
+
+def test_a_list_that_was_edited_meanwhile_is_refused(config: Path, motion: Path, tmp_path: Path) -> None:
+    """By what is in it: the videos may move to another folder, and the file may be written anew."""
+    entries = json.loads((motion / "train.json").read_text())
+    mine = tmp_path / "train.json"
+    sets = [f"data.train.list={mine}"]
+    mine.write_text(json.dumps(entries))
+    engine.train(load(config, sets))
+    (tmp_path / "moved").symlink_to(motion / "videos")
+    mine.write_text(json.dumps(entries, indent=4))
+    engine.train(load(config, [*sets, f"data.root={tmp_path / 'moved'}"]))
+    relabelled = [entries[0] | {"template": entries[1]["template"]}, *entries[1:]]
+    for edited, part in (
+        (entries[:-1], f"({len(entries)} videos then and {len(entries) - 1} now)"),
+        (relabelled, "(other videos, labels or order)"),
+        (entries[::-1], "(other videos, labels or order)"),
+    ):
+        mine.write_text(json.dumps(edited))
+        assert f"data.train.list is not what the run in {tmp_path / 'run'} began with {part}" in refused(
+            load(config, sets)
+        )
+
+
+def test_the_parts_that_start_from_random_weights_are_named(config: Path, motion: Path, tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = []
+    engine.train(load(config, ["optimizer.steps=1"]), records.append)
+    assert records[0]["initialised"] == ["classifier"]
+    records.clear()
+    sets = ["optimizer.steps=1", f"model.start={tmp_path / 'run' / 'model'}", f"run.output={tmp_path / 'other'}"]
+    engine.train(load(config, sets), records.append)
+    assert records[0]["initialised"] == []
 
 
 def test_a_test_list_without_labels_is_skipped(motion: Path, config: Path) -> None:

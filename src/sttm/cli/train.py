@@ -37,7 +37,10 @@ def train(
         try:
             training.train(settings, report)
         except training.Stopped as stopped:
-            complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
+            saved = (
+                f"saved in {stopped.checkpoint}" if stopped.checkpoint else "with nothing saved since its checkpoint"
+            )
+            complain(f"stopped at step {stopped.step}, {saved}; the same command resumes the run")
             raise typer.Exit(128 + stopped.signal) from stopped
 
 
@@ -60,6 +63,10 @@ def print_record(record: Mapping[str, Any]) -> None:
     """Print one record of a run as text; missing and unreadable videos go to stderr."""
     match record.get("event"):
         case "start":
+            for damaged in record["damaged"]:
+                complain(f"damaged checkpoint, not used: {damaged}")
+            if record["initialised"]:
+                complain(f"these parts start from random weights: {', '.join(record['initialised'])}")
             print(record["plan"])
             resumed = f", resumed after step {record['resumed_at']}" if record["resumed_at"] is not None else ""
             classes = f" of {record['classes']} classes" if record["classes"] else " without labels"

@@ -15,8 +15,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sttm.config.parsing import parse_yaml
 from sttm.config.settings import Settings
-from sttm.errors import SttmError, did_you_mean, quoted
+from sttm.errors import SttmError, did_you_mean, quoted, shown
 
 #: The key with which a config names the config that it changes.
 INHERIT = "inherit"
@@ -82,14 +83,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise SttmError(f"{path} inherits from itself; remove one `{INHERIT}`")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise SttmError(
             f"cannot read the config {path}: {reason}; give a YAML file such as those in configs/"
         ) from error
-    except yaml.YAMLError as error:
-        raise SttmError(f"{path} is not YAML: {' '.join(str(error).split())}; correct it there") from error
+    values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise SttmError(f"{path} holds no settings; give a YAML mapping such as those in configs/")
     base = values.pop(INHERIT, None)
@@ -111,11 +111,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise SttmError(f"--set {quoted(override)} is not key=value; write it as in --set optimizer.lr=1e-3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SttmError(f"--set {quoted(override)}: the value is not YAML; put it in quotes") from error
-    nested: Any = value
+    nested: Any = parse_yaml(text, f"the value of --set {name[:100]}", "put it in quotes")
     for key in reversed(keys):
         nested = {key: nested}
     return _merge(values, nested)
@@ -137,7 +133,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "literal_error":
         near = did_you_mean(first["input"], re.findall("'([^']+)'", first["ctx"]["expected"]))
         message += f"; {near}" if near else ""
-    return f"{where}={quoted(repr(first['input']))}: {message}"
+    return f"{where}={shown(first['input'])}: {message}"
 
 
 def _keys_beside(where: tuple[int | str, ...]) -> list[str]:

@@ -248,8 +248,8 @@ class RunSettings(_Strict):
     log_every: Count = 10
     save_every: Count = 500
     """Steps between checkpoints."""
-    keep: Count = 2
-    """Number of last checkpoints to keep, besides the best one."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Number of last checkpoints to keep, besides the best one; one is for the case that the last is damaged."""
     evaluate_every: Count | None = None
     """Steps between evaluations on the validation split; default: one epoch."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -127,6 +127,7 @@ def training_batches(
     world: int,
     micro_batch: int,
     workers: int,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[list[Batch]]:
     """Return, for each step from `first_step` to before `last_step`, the micro-batches of this process.
 
@@ -137,12 +138,13 @@ def training_batches(
         rank, world: number of this process, and of all processes.
         micro_batch: clips that go through the model at once.
         workers: processes that decode; 0 decodes in this one.
+        waiting: called while a batch is waited for (see `load_in_order`).
 
     Raises:
         SttmError: if the sizes do not divide, a video has no label, or a worker dies.
     """
     sampler = _BatchSampler(len(videos.videos), settings, range(first_step, last_step), rank, world, micro_batch)
-    return _steps(load_in_order(_TrainingClips(videos, preprocess, settings), sampler, workers), sampler)
+    return _steps(load_in_order(_TrainingClips(videos, preprocess, settings), sampler, workers, waiting), sampler)
 
 
 def _steps(batches: Generator[Batch], sampler: _BatchSampler) -> Generator[list[Batch]]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sttm.errors import SttmError
+from sttm.errors import SttmError, shown
 from sttm.merging.motion import Motion
 from sttm.merging.ops import averages, take, without_autocast
 from sttm.merging.tokens import MergeMap, Tokens
@@ -281,7 +281,7 @@ class TokenReducer(nn.Module, ABC):
         if self.selector_name is not None and self.selector_name not in self.selectors:
             allowed = f"choose {' or '.join(self.selectors)}, or leave selector out"
             advice = allowed if self.selectors else "leave selector out"
-            raise SttmError(f"{self.name} has no selector {self.selector_name!r}; {advice}")
+            raise SttmError(f"{self.name} has no selector {shown(self.selector_name)}; {advice}")
         if self.spec.training == "required" and not self.learned:
             raise SttmError(f"{self.name} has to be trained; give learned=True, or choose a method without parameters")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from torch import nn
 from sttm.backbones.base import Backbone, ClipShape
 from sttm.merging import TokenReducer, method_named, spec_of
 
+#: How a plan is read from JSON (see `sttm.patching.saving`).
+STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 #: A plan ends at most this far below the compute that was asked for.
 TOLERANCE = 0.01
 
@@ -26,6 +28,8 @@ class MergerPlan:
 
     Inside means between attention and MLP; else it is before the block.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     layer: int
     frames_before: int
@@ -47,6 +51,8 @@ class Plan:
         clip_shape: (frames, channels, height, width) of the clips that were counted.
         target: the compute that was asked for (0: not known).
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     compute: float
     macs_before: int

@@ -8,12 +8,19 @@ weights lie among the model's own.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sttm.errors import SttmError
-from sttm.patching.plan import MergerPlan, Plan
+import torch
+
+from sttm.backbones import backbone_of
+from sttm.config.parsing import read_json
+from sttm.errors import SttmError, few, shown
+from sttm.patching.plan import Plan, build_merger
+from sttm.patching.schedule import check_choice
 
 PLAN_FILE = "sttm.json"
 #: transformers' name of a model whose tokens merge, and where its config keeps the type and config of the model itself.
@@ -53,25 +60,59 @@ def write_plan(folder: Path, plan: Plan) -> None:
     (folder / PLAN_FILE).write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
 
 
-def check_merged(folder: Path) -> None:
-    """Raise SttmError for a plan beside the config of a plain model, which would load without its mergers."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # whoever loads it says what is wrong
-    if (folder / PLAN_FILE).exists() and isinstance(config, dict) and config.get("model_type") != MODEL_TYPE:
-        raise SttmError(
-            f"{folder} has a {PLAN_FILE} and the config.json of a plain model; save the merged model again, or remove "
-            f"{PLAN_FILE} to load the plain one"
-        )
-
-
 def read_plan(path: Path) -> Plan:
-    """Read a plan from its file; raise SttmError if the file is missing or says something else."""
+    """Read a plan from its file; raise SttmError if the file is missing or says anything else."""
+    from pydantic import TypeAdapter, ValidationError
+
+    values = read_json(path)
+    unknown = values.keys() - {field.name for field in fields(Plan)}
+    if unknown:
+        raise SttmError(f"{path} has {few(unknown)}, which no plan has; save the model again")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["mergers"] = tuple(MergerPlan(**merger) for merger in fields["mergers"])
-        fields["clip_shape"] = tuple(fields["clip_shape"])
-        return Plan(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SttmError(f"{path} does not say where the mergers are ({error}); save the model again") from error
+        # JSON has no tuples: in this mode, and no other, a list is one.
+        return TypeAdapter(Plan).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, message = ".".join(map(str, first["loc"])), first["msg"]
+        wrong = f"{key} is {shown(first['input'])}, but the {message[:1].lower()}{message[1:]}"
+        raise SttmError(f"{path} does not say where the mergers are ({wrong}); save the model again") from None
+
+
+def check_plan(plan: Plan, model: Any, path: Path) -> None:
+    """Check every field of a plan against the others and against the plain model that it is for.
+
+    Raises:
+        SttmError: for the first that does not fit.
+    """
+    backbone = backbone_of(model)
+
+    def need(right: bool, what: str) -> None:
+        if not right:
+            raise SttmError(f"{path} does not fit its model: {what}; save the model again")
+
+    need(plan.family in ("", backbone.family), f"family is {shown(plan.family)} and the model is {backbone.family}")
+    need(0 < plan.macs_after <= plan.macs_before < 2**60, "macs_after is not above 0 and at most macs_before")
+    need(abs(plan.compute - plan.macs_after / plan.macs_before) < 1e-6, f"compute is {plan.compute}, not their ratio")
+    need(0 <= plan.target <= 1, f"target is {plan.target}, not a share")
+    need(bool(plan.mergers) == (plan.compute < 1), f"compute is {plan.compute:g} with {len(plan.mergers)} mergers")
+    need(all(0 < length < 2**20 for length in plan.clip_shape), f"clip_shape is {plan.clip_shape}")
+    with named(path):
+        check_choice(backbone, model, plan)
+        grid = backbone.grid(model, plan.clip_shape)
+    depth, layer, frames, tokens = len(backbone.blocks(model)), -1, grid.frames, grid.tokens
+    for merger in plan.mergers:
+        need(layer < merger.layer < depth, f"a merger at block {merger.layer}, of {depth} blocks in rising order")
+        before = (merger.frames_before, merger.tokens_before)
+        need(before == (frames, tokens), f"block {merger.layer} gets {frames} x {tokens} tokens, not {before}")
+        with named(path), torch.device("meta"):
+            build_merger(backbone, model, plan, merger)
+        layer, frames, tokens = merger.layer, merger.frames, merger.tokens
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name a file in an error that comes from what it says."""
+    try:
+        yield
+    except SttmError as error:
+        raise SttmError(f"{path} does not fit its model: {error}") from error

@@ -84,8 +84,7 @@ def find_plan(
         # What there is to learn is the motion feature; without it the model trains around the method as it is.
         learned = motion
     clip_shape = _clip(backbone, model, clip_shape)
-    if backbone.aligned and selector not in (None, "stride"):
-        raise SttmError(f"{backbone.family} attends over time at each place; give selector='stride', not {selector!r}")
+    _check_selector(backbone, selector)
     if backbone.aligned and method in ("sttm", "random"):
         selector = "stride"
     elif method == "sttm":
@@ -106,6 +105,18 @@ def plain_macs(backbone: Backbone, model: nn.Module, clip_shape: ClipShape | Non
     """Return the multiply-adds of one clip through the plain model."""
     empty = Plan(1.0, 0, 0, (), "sttm", False, _clip(backbone, model, clip_shape))
     return count_macs(backbone, model, empty, ())
+
+
+def check_choice(backbone: Backbone, model: nn.Module, plan: Plan) -> None:
+    """Raise SttmError if the method or the selector of a plan is none for this model."""
+    _check_selector(backbone, plan.selector)
+    if plan.mergers:
+        _check_method(backbone, model, plan)
+
+
+def _check_selector(backbone: Backbone, selector: str | None) -> None:
+    if backbone.aligned and selector not in (None, "stride"):
+        raise SttmError(f"{backbone.family} attends over time at each place; give selector='stride', not {selector!r}")
 
 
 def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:

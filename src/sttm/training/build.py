@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,18 +18,20 @@ from torch import nn
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.config import Settings
+from sttm.config.parsing import read_json
 from sttm.config.settings import MergingSettings, ModelSettings
 from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.data.transforms.processor_config import FAMILIES, model_config, read_json
+from sttm.data.transforms.processor_config import FAMILIES, model_config
 from sttm.data.video.read import Sampling
-from sttm.errors import SttmError, unknown
+from sttm.errors import SttmError, few, unknown
 from sttm.evaluation.inference import labels_of
+from sttm.model_folder import mismatch, open_folder, unexpected
 from sttm.patching import api
-from sttm.patching.saving import MODEL_TYPE, PLAN_FILE
 
 HEAD = "classifier"  # in all families of transformers' video models
 ADVICE = "; check the model section of the config"
+KEEP = "leave that setting of model.config as the checkpoint has it (only frames and classes may change)"
 #: Learned position embeddings over time by family, and whether they have an entry for each token of a frame.
 LEARNED_POSITIONS = {
     "timesformer": ("timesformer.embeddings.time_embeddings", False),
@@ -37,8 +39,19 @@ LEARNED_POSITIONS = {
 }
 
 
-def build_model(settings: Settings, classes: Sequence[str]) -> tuple[Any, Preprocess, Any]:
-    """Return the model that training starts with, its preprocessing, and the teacher (or None).
+class Start(NamedTuple):
+    """What training starts with."""
+
+    model: Any
+    preprocess: Preprocess
+    teacher: Any
+    """None where there is no distillation loss."""
+    initialised: tuple[str, ...]
+    """Parts of the model that start from random weights, though it comes from a checkpoint."""
+
+
+def build_model(settings: Settings, classes: Sequence[str]) -> Start:
+    """Return the model that training starts with, its preprocessing, and its teacher.
 
     Without classes (`data.unlabelled`) the model keeps its head.
 
@@ -49,16 +62,16 @@ def build_model(settings: Settings, classes: Sequence[str]) -> tuple[Any, Prepro
     """
     torch.manual_seed(settings.run.seed)
     if settings.model.start is None:
-        model, preprocess = _from_scratch(settings.model, classes)
+        (model, preprocess), initialised = _from_scratch(settings.model, classes), set[str]()
     else:
-        model, preprocess = _from_checkpoint(settings.model, classes)
+        model, preprocess, initialised = _from_checkpoint(settings.model, classes)
     if settings.model.attention is not None:
         with models.explained(f"use model.attention={settings.model.attention}", ADVICE):
             model.set_attn_implementation(settings.model.attention)
     preprocess = replace(preprocess, sampling=sampling_of(settings.model, preprocess.sampling))
     teacher = _teacher(settings, model, classes)
     _bring_to_compute(model, settings.merging)
-    return model.train(), preprocess, teacher
+    return Start(model.train(), preprocess, teacher, tuple(sorted(initialised)))
 
 
 def _from_scratch(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any, Preprocess]:
@@ -78,35 +91,29 @@ def _from_scratch(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any,
         return AutoModelForVideoClassification.from_config(config), preprocess
 
 
-def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any, Preprocess]:
-    from transformers import AutoConfig, AutoModelForVideoClassification
-
+def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[Any, Preprocess, set[str]]:
     assert settings.start is not None
-    folder = models.resolve(settings.start)
-    with models.explained(f"load {settings.start}", ADVICE), models.quiet():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config = config.inner() if config.model_type == MODEL_TYPE else config
+    folder = open_folder(models.resolve(settings.start))
+    config = folder.config
+    with models.explained(f"load {settings.start}", ADVICE):
         _change(config, settings.config)
         _set_frames(config, settings.frames)
-        model, info = AutoModelForVideoClassification.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            local_files_only=True,
-        )  # fmt: skip
+    model, info = models.build(folder, f"load {settings.start}", ADVICE)
     table, whole_frames = LEARNED_POSITIONS.get(config.model_type, ("", False))
     _check_loaded(model, info, settings.start, table)
     if table in {key[0] for key in info["mismatched_keys"]}:
-        _interpolate_positions(model, folder, table, whole_frames)
+        _interpolate_positions(model, folder.path, table, whole_frames)
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
-    if (folder / PLAN_FILE).exists():
-        models.install_saved(model, folder)
+    if folder.plan is not None:
+        models.install_saved(model, folder.path, folder.plan)
+    folder.check_model(model)
+    fitted = True
     if classes:
-        _fit_head(model, classes, trained)
+        fitted = _fit_head(model, classes, trained)
     elif not trained:
         raise SttmError(f"{settings.start} has no trained head, which training without labels keeps; give one that has")
-    for key, value in model.state_dict().items():
-        if not value.isfinite().all():
-            raise SttmError(f"{folder} has weights that are not finite ({key}); start from another checkpoint")
-    return model, Preprocess.from_folder(folder)
+    initialised = {key.rpartition(".")[0] for key in info["missing_keys"]} | (set() if fitted else {HEAD})
+    return model, Preprocess.from_folder(folder.path), initialised
 
 
 def _change(config: Any, changes: dict[str, Any]) -> None:
@@ -134,14 +141,13 @@ def _check_loaded(model: Any, info: dict[str, Any], name: str, table: str) -> No
     base = f"{model.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
     if missing:
-        raise SttmError(f"{name} has no weights for {missing[0]}; start from a checkpoint of the same family and size")
+        advice = "start from a checkpoint of the same family and size"
+        raise SttmError(f"{name} has no weights for {few(missing)}; {advice}")
     other = [key for key in info["mismatched_keys"] if key[0] != table and not key[0].startswith(HEAD)]
     if other:
-        key, found, wanted = other[0]
-        raise SttmError(
-            f"{name} has {key} of shape {tuple(found)} and the model needs {tuple(wanted)}; leave that setting of "
-            "model.config as the checkpoint has it (only frames and classes may change)"
-        )
+        raise SttmError(f"{name} has {mismatch(other[0])}; {KEEP}")
+    if unused := {key for key in unexpected(info, model) if not key.startswith(HEAD)}:
+        raise SttmError(f"{name} has trained tensors that the model gives no place to ({few(unused)}); {KEEP}")
 
 
 def _interpolate_positions(model: nn.Module, folder: Path, table: str, whole_frames: bool) -> None:
@@ -161,14 +167,15 @@ def _interpolate_positions(model: nn.Module, folder: Path, table: str, whole_fra
         parameter.copy_(torch.cat((prefix_1PC, longer_1NC.to(prefix_1PC.dtype)), dim=1))
 
 
-def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
-    """Give the model a head for these classes: the rows of its own head if it has all of them, or a new one."""
+def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> bool:
+    """Give the model a head for these classes; return whether it has the rows of its own head, or is a new one."""
     names = {plain_name(name): int(i) for i, name in model.config.id2label.items()}
     rows = [names.get(plain_name(name)) for name in classes]
     old: nn.Linear = getattr(model, HEAD)
     new = nn.Linear(old.in_features, len(classes))
+    fitted = trained and all(row is not None for row in rows)
     with torch.no_grad():
-        if trained and all(row is not None for row in rows):
+        if fitted:
             new.weight.copy_(old.weight[rows])
             new.bias.copy_(old.bias[rows])
         else:
@@ -177,6 +184,7 @@ def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> None:
     setattr(model, HEAD, new)
     model.num_labels = model.config.num_labels = len(classes)
     model.config.id2label, model.config.label2id = dict(enumerate(classes)), {n: i for i, n in enumerate(classes)}
+    return fitted
 
 
 def sampling_of(settings: ModelSettings, own: Sampling) -> Sampling:

@@ -1,12 +1,14 @@
 """Checkpoints that are complete or absent: written to a temporary folder, flushed, and renamed in one step.
 
-A checkpoint is a model folder that `sttm.load` reads (with the averaged weights, if there is an average) and two more
-files: `training.safetensors` (the optimizer's state by parameter name, and the raw weights if the model's are averages)
-and `training.json` (progress, settings, and the size of every file, which shows damage).
+A checkpoint is a model folder that `sttm.load` reads (with the averaged weights, if there is an average) and three more
+files. `training.safetensors` has the optimizer's state by parameter name, and the raw weights if the model's are
+averages; `training.json` has progress, settings and data. `hashes.json`, written last, has the SHA-256 of every other
+file, by which damage shows: the run then continues from the checkpoint before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sttm import models
+from sttm.config.parsing import read_json
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError, first_line
 from sttm.training.optimizer import Optimizer
 from sttm.training.recipe import MovingAverage
 
-STATE, PROGRESS = "training.safetensors", "training.json"
+STATE, PROGRESS, HASHES = "training.safetensors", "training.json", "hashes.json"
 PART = ".part"
 
 
@@ -90,8 +93,9 @@ def save(training: TrainingState, folder: Path, progress: Mapping[str, Any], mai
     with _complete_or_absent(folder) as part:
         _write_model(training, part, weights)
         save_file(state, part / STATE)
-        sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
-        (part / PROGRESS).write_text(json.dumps({**progress, "files": sizes}, indent=1) + "\n", encoding="utf-8")
+        (part / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+        hashes = {path.name: _hash(path) for path in sorted(part.iterdir())}
+        (part / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
 def save_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -105,9 +109,11 @@ def save_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]
 
 
 def copy_model(checkpoint: Path, folder: Path) -> None:
-    """Copy the model of a checkpoint, without the files that only training needs."""
+    """Copy the model of a checkpoint, without the files that only training needs; raise SttmError if it is damaged."""
+    if reason := damage(checkpoint):
+        raise SttmError(f"the checkpoint {checkpoint} is damaged ({reason}), so that {folder} has no model")
     with _complete_or_absent(folder) as part:
-        shutil.copytree(checkpoint, part, ignore=shutil.ignore_patterns(STATE, PROGRESS), dirs_exist_ok=True)
+        shutil.copytree(checkpoint, part, ignore=shutil.ignore_patterns(STATE, PROGRESS, HASHES), dirs_exist_ok=True)
 
 
 def gathered_weights(training: TrainingState) -> dict[str, Tensor]:
@@ -115,13 +121,48 @@ def gathered_weights(training: TrainingState) -> dict[str, Tensor]:
     return {name: _gathered(value) for name, value in training.model.state_dict().items()}
 
 
-def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last complete checkpoint of a folder and its training.json; damaged ones are skipped."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        progress = _read_progress(path)
-        if progress is not None:
-            return path, progress
+class Found(NamedTuple):
+    """A checkpoint to continue from."""
+
+    path: Path
+    progress: dict[str, Any]
+    """The content of its training.json."""
+    damaged: tuple[str, ...]
+    """Later checkpoints that are damaged, each with the reason."""
+
+
+def latest(folder: Path) -> Found | None:
+    """Return the last whole checkpoint of a folder; None where there is none at all.
+
+    Raises:
+        SttmError: if there are checkpoints and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        reason = damage(path)
+        if reason is None:
+            return Found(path, read_json(path / PROGRESS), tuple(damaged))
+        damaged.append(f"{path}: {reason}")
+    if damaged:
+        more = f", and so are {len(damaged) - 1} before it" if damaged[1:] else ""
+        raise SttmError(f"the last checkpoint is damaged ({damaged[0]}){more}; delete {folder} to start again")
     return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint; None for a whole one."""
+    try:
+        hashes = read_json(checkpoint / HASHES)
+        names = {path.name for path in checkpoint.iterdir()} - {HASHES}
+        if other := sorted(names ^ hashes.keys()):
+            return f"{other[0]} is {'not in ' + HASHES if other[0] in names else 'missing'}"
+        for name, value in hashes.items():
+            if _hash(checkpoint / name) != value:
+                return f"{name} is not as it was written"
+        step = read_json(checkpoint / PROGRESS).get("step")
+    except (OSError, SttmError) as error:
+        return first_line(error).partition(";")[0]
+    return None if checkpoint.name.partition("-")[2] == f"{step:08d}" else f"it is of step {step}"
 
 
 def restore(training: TrainingState, folder: Path) -> None:
@@ -146,13 +187,29 @@ def restore(training: TrainingState, folder: Path) -> None:
             }
 
 
-def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Delete all but the last `keep` checkpoints and the best one, and the leftovers of interrupted saves."""
+def prune(folder: Path, keep: int, best: str | None, last: str) -> None:
+    """Delete all but the last `keep` checkpoints and the best one, and the leftovers of interrupted saves.
+
+    Args:
+        last: name of the one that was just saved; later ones are damaged, or the run would have continued from them.
+    """
     for part in folder.glob(f"*{PART}"):
         shutil.rmtree(part, ignore_errors=True)
-    for path in sorted(folder.glob("step-*"))[:-keep]:
-        if path.name != best:
+    paths = _checkpoints(folder)
+    kept = {path.name for path in [path for path in paths if path.name <= last][-keep:]} | {best}
+    for path in paths:
+        if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the last at the end."""
+    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(PART))
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_model(training: TrainingState, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -173,16 +230,6 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
     if isinstance(other, DTensor):
         return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
     return value.to(other.device)
-
-
-def _read_progress(folder: Path) -> dict[str, Any] | None:
-    """Return the content of training.json, or None for a folder that is not a complete checkpoint."""
-    try:
-        progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        complete = all((folder / name).stat().st_size == size for name, size in progress["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return progress if complete and not folder.name.endswith(PART) else None
 
 
 @contextmanager

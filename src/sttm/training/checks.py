@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sttm.config import Settings
+from sttm.data.datasets.video_set import VideoSet
 from sttm.errors import SttmError
 
 #: Settings that may change between a run and its continuation, as they do not change what is learned.
@@ -61,6 +64,28 @@ def check_same_classes(now: Sequence[str], before: Sequence[str], folder: Path) 
         other = next(differences, "their number")
         wrong = f"{folder} holds a run on other classes ({other})"
         raise SttmError(f"{wrong}; use the same classes, or choose another run.output")
+
+
+def fingerprint(videos: VideoSet) -> dict[str, Any]:
+    """Return the number of videos in a list and a hash of their order, names and labels, wherever their root is."""
+    root = len(os.path.commonprefix([video.path for video in videos.videos]))  # noqa: RUF071 - of any texts
+    lines = "\n".join(f"{video.path[root:]}\t{video.label}\t{video.frames}" for video in videos.videos)
+    return {"videos": len(videos.videos), "hash": hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()}
+
+
+def check_same_data(now: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
+    """Check that each split has the videos that a folder's earlier run had, by their fingerprints."""
+    for name in sorted(now.keys() | before.keys()):
+        new, old = now.get(name), before.get(name)
+        if new != old:
+            counts = (
+                f"{old['videos']:,} videos then and {new['videos']:,} now" if new and old else "one of the two only"
+            )
+            same = "other videos, labels or order" if new and old and new["videos"] == old["videos"] else counts
+            raise SttmError(
+                f"data.{name}.list is not what the run in {folder} began with ({same}); give the same list and files, "
+                "or choose another run.output"
+            )
 
 
 def not_finite(loss: float, step: int, files: Sequence[str], checkpoint: Path | None) -> SttmError:

@@ -28,12 +28,13 @@ class Learner:
         training: the model (unwrapped), its optimizer and the average of its weights: what a checkpoint keeps.
         macs: multiply-adds of one clip.
         plan: the plan of its mergers; None for a plain model.
+        initialised: parts of the model that start from random weights, though it comes from a checkpoint.
         dtype: of autocast; torch.float32 for none.
     """
 
     def __init__(self, settings: Settings, accelerator: Any, classes: Sequence[str]) -> None:
         self.settings, self.accelerator, device = settings, accelerator, accelerator.device
-        model, preprocess, teacher = build.build_model(settings, classes)
+        model, preprocess, teacher, self.initialised = build.build_model(settings, classes)
         self.macs, self.plan = api.macs(model), api.plan_of(model) if api.is_merged(model) else None
         model.to(device)
         self.teacher = None if teacher is None else teacher.to(device)

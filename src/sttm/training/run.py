@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,13 @@ from sttm.evaluation.report import Evaluation, make_folder
 from sttm.training import checkpoints, checks
 from sttm.training.checkpoints import Progress
 from sttm.training.learner import Learner
+from sttm.training.lock import locked
 from sttm.training.signals import Meter, Stopped, listen
 
 __all__ = ["Stopped", "train"]
+
+#: Seconds that one of several processes waits for a batch after a signal.
+GRACE = 30.0
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -53,22 +57,24 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
             written, settings other than those that the folder's run began with.
         Stopped: when a signal asked for it; a checkpoint is saved.
     """
-    run = _Run(settings, report)
+    accelerator = _accelerator(settings)
     try:
-        with listen(run.signals):
-            run.remaining_steps()
-            return run.finish()
+        with locked(settings.run.output) if accelerator.is_main_process else nullcontext():
+            run = _Run(settings, report, accelerator)
+            with listen(run.signals):
+                run.remaining_steps()
+                return run.finish()
     finally:
         settle()
-        run.accelerator.end_training()
+        accelerator.end_training()
 
 
 class _Run:
     """One process's share of a run."""
 
-    def __init__(self, settings: Settings, report: Report) -> None:
+    def __init__(self, settings: Settings, report: Report, accelerator: Any) -> None:
         self.settings, self.folder = settings, settings.run.output
-        self.accelerator = _accelerator(settings)
+        self.accelerator = accelerator
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.report: Report = report if self.main else lambda record: None
         self.signals: list[int] = []  # those received by this process
@@ -77,10 +83,13 @@ class _Run:
         self.workers = reading_threads() if settings.data.workers is None else settings.data.workers
         self.micro_batch = checks.micro_batch(settings, self.world)
         self.steps, self.evaluate_every = checks.lengths(settings, len(self.videos.videos))
+        splits = {"train": self.videos, "validation": self.validation, "test": self.test}
+        self.lists = {name: checks.fingerprint(videos) for name, videos in splits.items() if videos is not None}
         found = checkpoints.latest(self.folder / "checkpoints")
         if found is not None:
             checks.check_same_run(settings, found[1]["settings"], self.folder)
             checks.check_same_classes(self.videos.classes, found[1]["classes"], self.folder)
+            checks.check_same_data(self.lists, found[1]["data"], self.folder)
         self.learner = Learner(settings, self.accelerator, self.videos.classes)
         self.training, self.progress = self.learner.training, Progress()
         if found is not None:
@@ -88,7 +97,7 @@ class _Run:
             self.progress = Progress.of(found[1])
         if self.main:
             (self.folder / "config.yaml").write_text(dump(settings), encoding="utf-8")
-        self._report_start(resumed=found is not None)
+        self._report_start(found)
 
     def _labelled(self, name: Literal["validation", "test"]) -> VideoSet | None:
         """Return the videos of a split, or None if the config has no such split or the videos have no labels."""
@@ -103,6 +112,7 @@ class _Run:
         stream = training_batches(
             self.videos, self.training.preprocess, settings, first_step=progress.step, last_step=self.steps,
             rank=self.accelerator.process_index, world=self.world, micro_batch=self.micro_batch, workers=self.workers,
+            waiting=self._stop_waiting,
         )  # fmt: skip
         began, before = time.perf_counter(), progress.seconds
         meter = Meter(settings.run.log_every)
@@ -142,9 +152,9 @@ class _Run:
         }
         if self.main:
             checkpoints.save_model(training, self.folder / "model", weights)
+            (self.folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             if progress.best is not None:
                 checkpoints.copy_model(self.folder / "checkpoints" / progress.best, self.folder / "best")
-            (self.folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         self.report({"event": "end", "folder": str(self.folder), **figures})
         return figures
 
@@ -200,10 +210,12 @@ class _Run:
         return int(self.accelerator.gather(own[None]).max())
 
     def _save(self) -> None:
-        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes}
+        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes, "data": self.lists}
         checkpoints.save(self.training, self._checkpoint(), {**vars(self.progress), **run}, self.main)
         if self.main:
-            checkpoints.prune(self.folder / "checkpoints", self.settings.run.keep, self.progress.best)
+            checkpoints.prune(
+                self.folder / "checkpoints", self.settings.run.keep, self.progress.best, self._checkpoint().name
+            )
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, videos: VideoSet) -> Evaluation:
@@ -223,6 +235,17 @@ class _Run:
         if stop := self._stop_signal():
             raise Stopped(stop, self.progress.step, self._checkpoint())
 
+    def _stop_waiting(self, seconds: float) -> None:
+        """Stop while a batch is waited for, if a signal was received: between two steps all that is learned is whole.
+
+        Of several processes none can save alone, so they wait for the end of the step; but not for ever.
+        """
+        if not self.signals or (self.world > 1 and seconds < GRACE):
+            return
+        if self.world == 1:
+            self._save()
+        raise Stopped(self.signals[0], self.progress.step, self._checkpoint() if self.world == 1 else None)
+
     def _log(self, record: dict[str, Any]) -> None:
         self.report(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "steps")}
@@ -231,12 +254,14 @@ class _Run:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def _report_start(self, resumed: bool) -> None:
+    def _report_start(self, found: checkpoints.Found | None) -> None:
         self.report(
             {
                 "event": "start",
                 "folder": str(self.folder),
-                "resumed_at": self.progress.step if resumed else None,
+                "resumed_at": None if found is None else self.progress.step,
+                "damaged": [] if found is None else list(found.damaged),
+                "initialised": list(self.learner.initialised),
                 "steps": self.steps,
                 "clips": len(self.videos.videos),
                 "classes": len(self.videos.classes),

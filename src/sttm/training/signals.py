@@ -16,11 +16,12 @@ T = TypeVar("T")
 
 @dataclass
 class Stopped(Exception):  # noqa: N818 - not an error: the run did what it was asked to do
-    """A signal (SIGTERM, Ctrl-C) stopped the run, which has saved a checkpoint."""
+    """A signal (SIGTERM, Ctrl-C) stopped the run."""
 
     signal: int
     step: int
-    checkpoint: Path
+    checkpoint: Path | None
+    """The checkpoint that was saved; None where a process had to stop alone, and the last one is what there is."""
 
 
 @contextmanager

@@ -5,7 +5,6 @@ To add a format: write its reader here, and register it in `FORMATS`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sttm.config.parsing import parse_json
 from sttm.data.datasets import shards
 from sttm.data.datasets.annotations import SPLITS, Annotation, AnnotationFile, AnnotationList, numbered_lines
 from sttm.data.datasets.labels import read_text
 from sttm.data.video.frame_folder import PICTURE_SUFFIXES
 from sttm.data.video.video import VIDEO_SUFFIXES
-from sttm.errors import SttmError, unknown
+from sttm.errors import SttmError, shown, unknown
 
 _HMDB_NAME = re.compile(r"(.+)_test_split(\d+)\.txt")
 _UCF_LINE = re.compile(r"(?:.*/)?([^/]+)/v_([^/]+)_g\d+_c\d+\.\w+(?:\s+(\d+))?")
@@ -56,10 +56,7 @@ def _read_csv(file: AnnotationFile) -> AnnotationList:
 
 def _entries(file: AnnotationFile, key: str, example: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the entries of a JSON list, each of which needs a key, and where each is."""
-    try:
-        entries: Any = json.loads(file.text)
-    except ValueError as error:
-        raise SttmError(f"{file.path} is not JSON ({error}); download it again") from error
+    entries = parse_json(file.text, file.path, "download it again")
     if not isinstance(entries, list):
         raise SttmError(f"{file.path} is JSON, but no list of videos; labels.json goes to data.labels")
     for number, entry in enumerate(entries, start=1):
@@ -82,7 +79,7 @@ def _read_diving48(file: AnnotationFile) -> AnnotationList:
     annotations = []
     for where, entry in _entries(file, "vid_name", '{"vid_name": ..., "label": ...}, or the name alone'):
         if not isinstance(label := entry.get("label"), int | None):
-            raise SttmError(f"{where} has the label {label!r}; give the number of a class")
+            raise SttmError(f"{where} has the label {shown(label)}; give the number of a class")
         # start_frame and end_frame count in the video of one dive itself: they are all of it.
         annotations.append(Annotation((str(entry["vid_name"]),), label, where, any_suffix=True))
     return AnnotationList(annotations)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sttm.errors import SttmError, did_you_mean
+from sttm.config.parsing import parse_json
+from sttm.errors import SttmError, did_you_mean, first_line
 
 _DIRECTIONS = {"left", "right", "leftward", "rightward", "leftwards", "rightwards", "leftmost", "rightmost"}
 _DIRECTIONS |= {"clockwise", "counterclockwise", "anticlockwise"}
@@ -40,7 +40,7 @@ class Classes:
             return found
         if (found := self._by_plain_name.get(plain(label))) is not None:
             return found
-        return self.numbers.get(int(label)) if label.isascii() and label.isdecimal() else None
+        return self.numbers.get(int(label)) if label.isascii() and label.isdecimal() and len(label) < 19 else None
 
     def nearest(self, label: str | int) -> str:
         """Return advice for a label that is no class."""
@@ -78,7 +78,7 @@ def read_labels(path: Path) -> Classes:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
         if lines and lines[0].replace(" ", "").lower() == "id,name":
             lines = [" ".join(row) for row in csv.reader(lines[1:])]
-        numbered = [re.fullmatch(r"(\d+)[\s,]+(\S.*)", line) for line in lines]
+        numbered = [re.fullmatch(r"(\d{1,18})[\s,]+(\S.*)", line) for line in lines]
         if all(numbered):
             pairs = [(int(match[1]), match[2]) for match in numbered if match]
         else:
@@ -96,17 +96,19 @@ def read_labels(path: Path) -> Classes:
 
 
 def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
+    values = parse_json(text, path)
     try:
-        values = json.loads(text)
         if isinstance(values, list):
             names = (" ".join(value) if isinstance(value, list) else str(value) for value in values)
             return list(enumerate(names))
         if all(str(key).isdecimal() for key in values) and not all(str(value).isdecimal() for value in values.values()):
             return [(int(key), str(value)) for key, value in values.items()]
         return [(int(value), key) for key, value in values.items()]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         allowed = '{"name": number}, {"number": name} or a list of names'
-        raise SttmError(f"{path} is no label map ({error}); give JSON such as {allowed}, or a name a line") from error
+        raise SttmError(
+            f"{path} is no label map ({first_line(error)[:100]}); give JSON such as {allowed}, or a name a line"
+        ) from error
 
 
 def read_text(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
+from sttm.config.parsing import parse_json
 from sttm.data.datasets.annotations import Annotation
 from sttm.data.video.video import VIDEO_SUFFIXES, ShardMember
 from sttm.errors import SttmError
@@ -103,9 +103,9 @@ def _label(path: str, kind: str, data: bytes) -> str | int | None:
     try:
         text: str | int | None = data.decode().strip()
         if kind == "json":
-            values = json.loads(data)
+            values = parse_json(data, path)
             text = values.get("label") if isinstance(values, dict) else values
-        if isinstance(text, str) and text.isdecimal():
+        if isinstance(text, str) and text.isdecimal() and len(text) < 19:
             return int(text)
         if text is None or (isinstance(text, str | int) and not isinstance(text, bool)):
             return text

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sttm.config.parsing import read_json
 from sttm.data.transforms.processor_config import (
     FAMILIES,
     FILTERS,
@@ -29,11 +30,10 @@ from sttm.data.transforms.processor_config import (
     height_width,
     model_config,
     processor_class,
-    read_json,
     validate,
 )
 from sttm.data.video.read import Sampling
-from sttm.errors import SttmError
+from sttm.errors import SttmError, shown
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 LARGEST_RESIZED = 2**24  # pixels; of a frame that would become larger, only the crops are resized
@@ -76,7 +76,7 @@ class Preprocess:
         name = values.get("model_type")
         family = FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:
-            raise SttmError(f"{file} has model_type={name!r}; known families are {', '.join(FAMILIES)}")
+            raise SttmError(f"{file} has model_type={shown(name)}; known families are {', '.join(FAMILIES)}")
         config = validate(InputConfig, values, file)
         num_frames = getattr(config, family.num_frames_key) or family.num_frames
         found = find_settings(folder)

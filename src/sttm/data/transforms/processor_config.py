@@ -1,6 +1,5 @@
 """Read and validate the JSON files of a checkpoint that say how its frames are preprocessed."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError, model_validator
 
-from sttm.errors import SttmError
+from sttm.config.parsing import read_json
+from sttm.errors import SttmError, shown
 
 Whole = Annotated[int, Field(strict=True, gt=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, gt=0, le=4096)]
+Mean = Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(strict=True, gt=0, le=255, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -67,15 +69,24 @@ FAMILIES = {
 class Sides(BaseModel):
     """A size in pixels, by one or two sides."""
 
-    height: Whole | None = None
-    width: Whole | None = None
-    shortest_edge: Whole | None = None
+    height: Side | None = None
+    width: Side | None = None
+    shortest_edge: Side | None = None
     longest_edge: None = None
     """A limit on the longer side is not supported: transformers' video models do not use it."""
 
 
+#: Settings that may not be null, as files differ in what that would mean, and the step that each belongs to.
+_NEEDED = {
+    "size": "do_resize",
+    "crop_size": "do_center_crop",
+    "image_mean": "do_normalize",
+    "image_std": "do_normalize",
+}
+
+
 class ProcessorSettings(BaseModel):
-    """A processor's JSON file; null and absent both mean the default of the processor's class."""
+    """A processor's JSON file; null, where it may be, and absent both mean the default of the processor's class."""
 
     video_processor_type: str | None = None
     image_processor_type: str | None = None
@@ -84,19 +95,22 @@ class ProcessorSettings(BaseModel):
     do_center_crop: StrictBool = True
     do_rescale: StrictBool = True
     do_normalize: StrictBool = True
-    size: Whole | Sides | None = None
-    crop_size: Whole | Sides | None = None
+    size: Side | Sides | None = None
+    crop_size: Side | Sides | None = None
     resample: Literal[2, 3] | None = None
-    rescale_factor: Number | None = None
+    rescale_factor: Factor | None = None
     offset: StrictBool | None = None
-    image_mean: Number | tuple[Number, Number, Number] | None = None
-    image_std: Positive | tuple[Positive, Positive, Positive] | None = None
+    image_mean: Mean | tuple[Mean, Mean, Mean] | None = None
+    image_std: Deviation | tuple[Deviation, Deviation, Deviation] | None = None
     frame_sampling: Literal["uniform", "dense"] = "uniform"
     frame_stride: Whole = 1
 
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
+        for key, step in _NEEDED.items() if isinstance(values, dict) else ():
+            if values.get(key, 0) is None and values.get(step) is not False:
+                raise ValueError(f"{key} is null, which leaves open what {step} does")
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
@@ -125,7 +139,7 @@ def processor_class(settings: ProcessorSettings, file: Path, family: Family) -> 
     match = re.fullmatch(rf"({'|'.join(PROCESSORS)})({kinds})(?:Fast|Pil)?", name)
     if match is None:
         known = ", ".join(PROCESSORS)
-        raise SttmError(f"{file} is made for {name}; allowed are the image and video processors of {known}")
+        raise SttmError(f"{file} is made for {shown(name)}; allowed are the image and video processors of {known}")
     return match[1], "torch" if match[2] == "VideoProcessor" else "pillow"
 
 
@@ -149,24 +163,11 @@ def validate(model: type[Model], values: object, file: Path) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "value_error":
+            raise SttmError(f"{file}: {first['ctx']['error']}; correct the file") from None
         key = ".".join(str(part) for part in first["loc"][:1]) or "the whole"
         reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise SttmError(f"{file}: {key} is {first['input']!r}, but the {reason}; correct the file") from None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object; raise SttmError for a missing or unreadable file, or anything else."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model") from None
-    except OSError as error:
-        raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder") from None
-    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise SttmError(f"{file} is not valid JSON ({error}); save or download the model again") from None
-    if not isinstance(values, dict):
-        raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again")
-    return values
+        raise SttmError(f"{file}: {key} is {shown(first['input'])}, but the {reason}; correct the file") from None
 
 
 def height_width(size: int | Sides | tuple[int, int], file: Path, key: str) -> tuple[int, int]:
