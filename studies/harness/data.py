@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Dataset:
         cached_frames: frames that are kept of each clip, spread over all of it. Training draws the model's frames
             from them, one out of each equal part; evaluation takes them at even distances.
         mirror: whether a mirrored clip keeps its class.
+        still_removed: whether each clip's mean picture is subtracted, as is usual in lip reading: the face, the clothes
+            and the light say nothing of the word, and hide it from a model that starts from new weights.
         synthetic: what to make, where `folder` is None.
     """
 
@@ -64,6 +66,7 @@ class Dataset:
     split_of: Callable[[Annotation], str | None] = field(default=lambda row: row["split"])
     cached_frames: int = 16
     mirror: bool = False
+    still_removed: bool = False
     synthetic: SynthSettings | None = None
 
 
@@ -87,9 +90,9 @@ def _interactions(row: Annotation) -> str | None:
 #: Clips made for a synthetic dataset; split 75 : 8 : 17.
 _SHARES = dict(size=96, train=0.75, validation=0.08, test=0.17)
 DATASETS: dict[str, Dataset] = {
-    "grid_words": Dataset("grid-words", _words),
-    "grid_words_51": Dataset("grid-words"),
-    "avletters": Dataset("avletters", _avletters, cached_frames=32),
+    "grid_words": Dataset("grid-words", _words, still_removed=True),
+    "grid_words_51": Dataset("grid-words", still_removed=True),
+    "avletters": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
     "ut_interaction": Dataset("ut-interaction", _interactions, cached_frames=32, mirror=True),
     "motion": Dataset(synthetic=SynthSettings(kind="motion", clips=8_000, seed=11, **_SHARES)),
     "scene": Dataset(synthetic=SynthSettings(kind="scene", clips=8_000, seed=11, **_SHARES), mirror=True),
@@ -162,13 +165,14 @@ class ClipSet:
     mean: float
     std: float
     mirror: bool = False
+    still_removed: bool = False
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def head(self, count: int) -> ClipSet:
         """Return the first clips only, for trials."""
-        return ClipSet(self.pixels[:count], self.classes[:count], self.names, self.mean, self.std, self.mirror)
+        return replace(self, pixels=self.pixels[:count], classes=self.classes[:count])
 
     def clips(self, indices: np.ndarray, frames: int, draw: np.random.Generator | None = None) -> Tensor:
         """Return normalised pixels [B, T, 3, H, W]; with `draw` one frame at random out of each of T equal parts.
@@ -183,7 +187,8 @@ class ClipSet:
         offset_BT = np.full(size, 0.5) if draw is None else draw.random(size)
         pick_BT = ((np.arange(frames) + offset_BT) * kept / frames).astype(int)
         pixels = torch.from_numpy(self.pixels[indices[:, None], pick_BT])
-        return (pixels.float() - self.mean) / self.std
+        mean = pixels.float().mean(1, keepdim=True) if self.still_removed else self.mean
+        return (pixels.float() - mean) / self.std
 
     def batch(self, indices: np.ndarray, frames: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return a training batch: clips shifted by up to MAX_SHIFT pixels, and mirrored where that is allowed."""
@@ -203,15 +208,16 @@ def clip_set(name: str, split: str, edge: int) -> ClipSet:
     Raises:
         SttmError: for an unknown dataset, or if a clip is missing or cannot be read.
     """
-    stem = _decoded(name, split, edge)
+    stem, dataset = _decoded(name, split, edge), dataset_named(name)
     kept, train = np.load(stem.with_suffix(".npz")), np.load(_decoded(name, "train", edge).with_suffix(".npz"))
     return ClipSet(
         np.load(stem.with_suffix(".npy"), mmap_mode="r"),
         torch.from_numpy(kept["classes"]),
         tuple(kept["names"].tolist()),
         float(train["mean"]),
-        float(train["std"]),
-        dataset_named(name).mirror,
+        float(train["moving" if dataset.still_removed else "std"]),
+        dataset.mirror,
+        dataset.still_removed,
     )
 
 
@@ -232,7 +238,9 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     sample = pixels[:: max(1, len(pixels) // 500)]
     classes, names = np.array([video.label for video in videos.videos]), np.array(videos.classes)
     part.replace(stem.with_suffix(".npy"))
-    np.savez(stem.with_suffix(".npz"), classes=classes, names=names, mean=sample.mean(), std=sample.std())
+    moving = (sample - sample.mean(1, keepdims=True)).std()
+    told = dict(classes=classes, names=names, mean=sample.mean(), std=sample.std(), moving=moving)
+    np.savez(stem.with_suffix(".npz"), **told)
     return stem
 
 
