@@ -94,6 +94,7 @@ def test_ctrl_c_leaves_no_process_and_no_traceback_of_a_worker(videos, tmp_path)
         f"sys.path[:0] = [{str(ROOT)!r}]\n"
         "from sttm.data.datasets.video_set import Video, VideoSet\n"
         "from tests.data.helpers import batch_stream\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell in the background has it ignored
         "videos = VideoSet(tuple(Video(path, 0) for path in sys.argv[1:]), ('a',), (), '', False)\n"
         "try:\n"
         "    for step, _ in enumerate(batch_stream(videos)):\n"
