@@ -113,7 +113,17 @@ def _unpacked(item: bytes | str) -> Any:
             f"a worker process cannot hand over what it decoded ({item}); free shared memory (/dev/shm), raise the "
             "limit on the size of files (ulimit -f), or set data.workers=0"
         )
-    return ForkingPickler.loads(item)
+    try:
+        return ForkingPickler.loads(item)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise _died() from error  # before it could hand over the tensors of this item
+
+
+def _died() -> SttmError:
+    return SttmError(
+        "a worker process that decodes videos has died, most often because memory (or shared memory, /dev/shm) ran "
+        "out; give fewer data.workers or less data.cache_gib, and start again"
+    )
 
 
 def _stop(items: Any) -> None:
@@ -137,10 +147,7 @@ def _worker_error(error: RuntimeError) -> RuntimeError | SttmError:
     """Return one sentence for the death of a worker, any other error as it is."""
     if "DataLoader worker" not in str(error) or "Caught" in str(error):
         return error
-    return SttmError(
-        "a worker process that decodes videos has died, most often because memory (or shared memory, /dev/shm) ran "
-        "out; give fewer data.workers or less data.cache_gib, and start again"
-    )
+    return _died()
 
 
 @contextmanager
