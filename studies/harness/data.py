@@ -90,9 +90,11 @@ def _interactions(row: Annotation) -> str | None:
 #: Clips made for a synthetic dataset; split 75 : 8 : 17.
 _SHARES = dict(size=96, train=0.75, validation=0.08, test=0.17)
 DATASETS: dict[str, Dataset] = {
-    "grid_words": Dataset("grid-words", _words, still_removed=True),
-    "grid_words_51": Dataset("grid-words", still_removed=True),
-    "avletters": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
+    "grid_words": Dataset("grid-words", _words),
+    "grid_words_moving": Dataset("grid-words", _words, still_removed=True),
+    "grid_words_51": Dataset("grid-words"),
+    "avletters": Dataset("avletters", _avletters, cached_frames=32),
+    "avletters_moving": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
     "ut_interaction": Dataset("ut-interaction", _interactions, cached_frames=32, mirror=True),
     "motion": Dataset(synthetic=SynthSettings(kind="motion", clips=8_000, seed=11, **_SHARES)),
     "scene": Dataset(synthetic=SynthSettings(kind="scene", clips=8_000, seed=11, **_SHARES), mirror=True),
