@@ -1,8 +1,9 @@
 """Train the two small models of spoken words that come with the package, on grid-words.
 
 The data: mouth crops of one speaker of the GRID corpus, 26 words. The merged model is trained from scratch with the
-learned merger in from the first step, by the recipe of `studies/scratch.py`. The plain twin does not learn within these
-steps from scratch: it starts from the merged model's weights, mergers taken out, and is trained on. Both stages go on
+learned merger in from the first step, by the recipe of `studies/scratch.py`, on pixels as `sttm predict` makes them:
+the mean picture of a clip stays in. Without it plain models learn too, but from these pixels the plain twin does not
+within these steps: it starts from the merged model's weights, mergers taken out, and is trained on. Both stages go on
 where they stopped.
 
 A VideoMAE folder cannot hold the table of positions that the studies train with (sinusoids of t, y and x), as
@@ -62,6 +63,17 @@ def build() -> Any:
     return model
 
 
+def words_of(split: str) -> ClipSet:
+    """Return the words of one split as pixels that `sttm predict` can make.
+
+    The studies subtract each clip's mean picture, which no transformers processor does.
+    """
+    train = clip_set(DATASET, "train", SHAPE.edge).pixels
+    sample = train[:: max(1, len(train) // 500)]
+    clips = clip_set(DATASET, split, SHAPE.edge)
+    return replace(clips, mean=float(sample.mean()), std=float(sample.std()), still_removed=False)
+
+
 def start_of(stage: str) -> Any:
     """Return the model that a stage starts from: new weights with mergers, or the merged model's without them."""
     model = build()
@@ -78,7 +90,7 @@ def train_stage(stage: str, epochs: int) -> Any:
     if done.exists():
         model.load_state_dict(torch.load(done, weights_only=True)["model"])
         return model
-    data, validation = (clip_set(DATASET, split, SHAPE.edge) for split in ("train", "validation"))
+    data, validation = map(words_of, ("train", "validation"))
     per_epoch = len(data) // BATCH
     tables = model.videomae.embeddings, model.videomae.embeddings.position_embeddings
     move = partial(_move_positions, *tables) if stage == "merged" else (lambda epoch: None)
@@ -128,7 +140,7 @@ def write_examples() -> None:
 @torch.no_grad()
 def tested(name: str) -> dict[str, Any]:
     """Return what a bundled model gets right of the test split, in fp32 as `sttm predict` runs."""
-    model, data, counted = sttm.load(BUNDLE / name), clip_set(DATASET, "test", SHAPE.edge), Accuracy()
+    model, data, counted = sttm.load(BUNDLE / name), words_of("test"), Accuracy()
     for indices in np.array_split(np.arange(len(data)), 1 + len(data) // 100):
         counted += Accuracy.of(model(data.clips(indices, SHAPE.frames)).logits, data.classes[indices])
     return dict(top1=counted.share, interval=counted.interval, clips=counted.total, macs=sttm.macs(model))
@@ -146,7 +158,7 @@ def main() -> None:
     for stage, name in FOLDERS.items():
         if stage in options.stages:
             model = train_stage(stage, getattr(options, f"{stage}_epochs"))
-            write_model(model, name, preprocess_of(clip_set(DATASET, "train", SHAPE.edge)))
+            write_model(model, name, preprocess_of(words_of("train")))
     if "examples" in options.stages:
         write_examples()
     if "report" in options.stages:

@@ -27,7 +27,7 @@ def words(study: Any, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_predict_sees_the_pixels_of_training(words: Any, data: Any, tmp_path: Path) -> None:
-    clips = data.clip_set("grid_words", "test", 48)
+    clips = words.words_of("test")
     words.write_model(words.build(), "sttm-words", words.preprocess_of(clips))
     saved = Preprocess.from_folder(tmp_path / "bundled" / "sttm-words")
     (video,) = words_videos(data)
