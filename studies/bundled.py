@@ -8,19 +8,23 @@ go on where they stopped.
 How to run, from the project's root (see results/bundled/figures.json for the machine and the seconds it took):
     python studies/bundled.py data shared plain report --clips 16000
     python studies/bundled.py data merged report --clips 4000
+
+The models that are in the package have the size "small". "large" has a grid of 8 x 8 x 8 tokens, large enough that
+merging saves time; it was not trained yet (hours on two cores), and replaces the small one when it is:
+    python studies/bundled.py data shared plain merged report --size large
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness.bundle import BUNDLE, figures_of, write_cards, write_figures, write_model
 from harness.data import CACHE as STUDIES_CACHE
-from harness.data import ROOT
-from harness.runs import RESULTS
 from harness.synthetic import MIRRORED_TRACKS, TRACKS, changed_classes, track_targets
 from harness.training import autocast, order, train
 from torch import Tensor, nn
@@ -28,17 +32,51 @@ from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
+from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import Sampling, read
 from sttm.devices import machine
 from sttm.evaluation.metrics import Accuracy
 from sttm.synth.motions import MOTION_CLASSES
 from sttm.synth.videos import SynthSettings, make
 
+
+@dataclass(frozen=True)
+class Size:
+    """The size of both models and of their clips, and what the merged one spends.
+
+    Attributes:
+        resize: the side that clips are resized to; the model takes its first `edge` pixels.
+    """
+
+    name: str
+    resize: int
+    edge: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    compute: float
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder of the pixels and the checkpoints."""
+        return CACHE / self.name
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(
+            processor="VideoMAE", sampling=Sampling(FRAMES), resize=self.resize, crop=(self.edge, self.edge),
+            rescale_factor=1 / 255, offset=0.0, mean=MEAN, std=STD, resize_with="torch",
+        )  # fmt: skip
+
+
 CACHE = STUDIES_CACHE / "bundled"
-BUNDLE = ROOT / "src" / "sttm" / "bundled"
-EDGE, SIDE, FRAMES = 56, 55, 16  # resized to 56, of which 55 are five patches of 11
-COMPUTE = 0.62
-FRESH = 4  # seed of the clips that the figures are of
+SIZES = (
+    Size("small", 56, 55, 11, 144, 4, 3, compute=0.62),
+    Size("large", 64, 64, 8, 192, 6, 3, compute=0.5),
+)
+FRAMES = 16
+FRESH, FRESH_CLIPS = 4, 1600  # seed and number of the clips that the figures are of
 BATCH, WEIGHT_DECAY, WARMUP, TRACKING_WEIGHT = 32, 0.05, 300, 8.0
 AS_MADE = 3000  # steps of the shared stage on clips as they were made; from then on mirrored and reversed too
 LRS = {"shared": 2e-3, "plain": 1e-3, "merged": 1e-3}
@@ -46,52 +84,53 @@ STEPS = {"shared": 6000, "plain": 1500, "merged": 900}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def build(seed: int = 0) -> nn.Module:
-    """Return a VideoMAE of about a million parameters for clips of 16 x 55 x 55, 8 x 5 x 5 tokens."""
+def build(size: Size, seed: int = 0) -> nn.Module:
+    """Return a VideoMAE with new weights."""
     torch.manual_seed(seed)
     names = dict(enumerate(MOTION_CLASSES))
     config = VideoMAEConfig(
-        image_size=SIDE, patch_size=11, num_frames=FRAMES, tubelet_size=2, hidden_size=144, num_hidden_layers=4,
-        num_attention_heads=3, intermediate_size=576, id2label=names, label2id={n: i for i, n in names.items()},
+        image_size=size.edge, patch_size=size.patch, num_frames=FRAMES, tubelet_size=2, hidden_size=size.width,
+        num_hidden_layers=size.depth, num_attention_heads=size.heads, intermediate_size=4 * size.width,
+        id2label=names, label2id={n: i for i, n in names.items()},
     )  # fmt: skip
     model = VideoMAEForVideoClassification(config)
-    # At this size the fused kernel is the slower one on a CPU, forwards and backwards.
+    # For narrow models the fused kernel is the slower one on a CPU, forwards and backwards.
     model.set_attn_implementation("eager")
     return model
 
 
-def make_data(clips: int) -> None:
+def make_data(size: Size, clips: int) -> None:
     """Make the clips as mp4 files and store their pixels, decoded and resized as for predict, one array a split."""
     folder = make(CACHE / "motion", SynthSettings(kind="motion", clips=clips, seed=0))
     for split in ("train", "validation", "test"):
-        keep(folder, split, split)
+        keep(size, folder, split, split)
 
 
-def keep(folder: Path, split: str, name: str) -> None:
+def keep(size: Size, folder: Path, split: str, name: str) -> None:
     """Decode one split of a folder of synthetic clips into arrays of that name."""
     labels = json.loads((folder / "labels.json").read_text())
     entries = [json.loads(line) for line in (folder / "tracks.jsonl").read_text().splitlines()]
     truth = {str(entry["id"]): entry for entry in entries}
     chosen = json.loads((folder / f"{split}.json").read_text())
-    shape = (len(chosen), FRAMES, 3, EDGE, EDGE)
-    pixels = np.lib.format.open_memmap(CACHE / f"{name}.npy", "w+", np.uint8, shape)
+    shape = (len(chosen), FRAMES, 3, size.resize, size.resize)
+    pixels = np.lib.format.open_memmap(size.cache / f"{name}.npy", "w+", np.uint8, shape)
     classes, tracks = [], []
     for i, entry in enumerate(chosen):
         clip = read(folder / "videos" / f"{entry['id']}.mp4", Sampling(num_frames=FRAMES))[0]
-        small = interpolate(clip.frames_TCHW, (EDGE, EDGE), mode="bilinear", antialias=True, align_corners=False)
+        small = interpolate(clip.frames_TCHW, (size.resize,) * 2, mode="bilinear", antialias=True, align_corners=False)
         pixels[i] = small.numpy()
         classes.append(int(labels[truth[str(entry["id"])]["label"]]))
         tracks.append(track_targets(truth[str(entry["id"])]))
     pixels.flush()
-    np.savez(CACHE / f"{name}.npz", classes=np.array(classes), tracks=np.array(tracks, np.float32))
+    np.savez(size.cache / f"{name}.npz", classes=np.array(classes), tracks=np.array(tracks, np.float32))
 
 
 class Split:
     """One split in memory: pixels as bytes, classes, tracks."""
 
-    def __init__(self, name: str) -> None:
-        self.pixels = np.load(CACHE / f"{name}.npy", mmap_mode="r")
-        stored = np.load(CACHE / f"{name}.npz")
+    def __init__(self, size: Size, name: str) -> None:
+        self.pixels = np.load(size.cache / f"{name}.npy", mmap_mode="r")[..., : size.edge, : size.edge]
+        stored = np.load(size.cache / f"{name}.npz")
         self.classes, self.tracks = torch.from_numpy(stored["classes"]), torch.from_numpy(stored["tracks"])
 
     def __len__(self) -> int:
@@ -99,13 +138,13 @@ class Split:
 
     def clips(self, indices: np.ndarray) -> Tensor:
         """Return normalised pixels [B, T, 3, H, W]."""
-        pixels = torch.from_numpy(self.pixels[np.sort(indices), ..., :SIDE, :SIDE]).float() / 255
+        pixels = torch.from_numpy(self.pixels[np.sort(indices)]).float() / 255
         return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def train_stage(model: nn.Module, name: str, seed: int, tracking: bool, decay: bool) -> None:
+def train_stage(model: nn.Module, size: Size, name: str, seed: int, tracking: bool, decay: bool) -> None:
     """Train one stage to its end, going on from the last checkpoint of that name, and save what it came to."""
-    data, reader = Split("train"), nn.Linear(144, 2 * TRACKS)
+    data, reader = Split(size, "train"), nn.Linear(size.width, 2 * TRACKS)
     whole = nn.ModuleList([model, reader] if tracking else [model])
     optimizer = torch.optim.AdamW(whole.parameters(), lr=LRS[name], weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
 
@@ -126,9 +165,10 @@ def train_stage(model: nn.Module, name: str, seed: int, tracking: bool, decay: b
         error = smooth_l1_loss(predicted.float(), tracks, beta=0.1)
         return cross_entropy(logits.float(), classes) + TRACKING_WEIGHT * error
 
-    seconds = train(whole, loss_of_step, STEPS[name], [optimizer], factor=factor, checkpoint=CACHE / f"{name}.pt")
-    torch.save(dict(model=model.state_dict(), seconds=seconds), CACHE / f"{name}-done.pt")
-    print(f"{name}: validation {accuracy(model, Split('validation'), 600).share:.4f}", flush=True)
+    checkpoint = size.cache / f"{name}.pt"
+    seconds = train(whole, loss_of_step, STEPS[name], [optimizer], factor=factor, checkpoint=checkpoint)
+    torch.save(dict(model=model.state_dict(), seconds=seconds), size.cache / f"{name}-done.pt")
+    print(f"{name}: validation {accuracy(model, Split(size, 'validation'), 600).share:.4f}", flush=True)
 
 
 def _batch(data: Split, indices: np.ndarray, seed: int, step: int, varied: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,9 +194,10 @@ def accuracy(model: nn.Module, data: Split, most: int | None = None) -> Accuracy
     return counted
 
 
-def from_shared() -> nn.Module:
-    model = build()
-    model.load_state_dict(torch.load(CACHE / "shared-done.pt", weights_only=True)["model"])
+def from_shared(size: Size) -> nn.Module:
+    """Return the model that the shared stage came to."""
+    model = build(size)
+    model.load_state_dict(torch.load(size.cache / "shared-done.pt", weights_only=True)["model"])
     return model
 
 
@@ -165,63 +206,51 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=["data", "shared", "plain", "merged", "report"])
     parser.add_argument("--clips", type=int, default=16000, help="synthetic clips, most of them to train on")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", choices=[size.name for size in SIZES], default="small")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    CACHE.mkdir(parents=True, exist_ok=True)
+    (size,) = (size for size in SIZES if size.name == options.size)
+    size.cache.mkdir(parents=True, exist_ok=True)
     if "data" in options.stages:
-        make_data(options.clips)
+        make_data(size, options.clips)
     if "shared" in options.stages:
-        train_stage(build(), "shared", seed=0, tracking=True, decay=False)
+        train_stage(build(size), size, "shared", seed=0, tracking=True, decay=False)
     for stage, folder in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
         if stage in options.stages:
-            model = from_shared() if stage == "plain" else sttm.load(BUNDLE / "sttm-motion-plain")
+            model = from_shared(size) if stage == "plain" else sttm.load(BUNDLE / "sttm-motion-plain")
             torch.manual_seed(1)
             if stage == "merged":
-                sttm.apply(model, compute=COMPUTE, learned=True)
+                sttm.apply(model, compute=size.compute, learned=True)
                 model.train()
-            train_stage(model, stage, seed=1, tracking=False, decay=True)
-            write(model.eval(), BUNDLE / folder)
+            train_stage(model, size, stage, seed=1, tracking=False, decay=True)
+            write_model(model, folder, size.preprocess)
     if "report" in options.stages:
-        report(options)
+        report(size, options.clips)
 
 
-def write(model: nn.Module, folder: Path) -> None:
-    """Write a transformers folder with the preprocessing beside it."""
-    sttm.save(model, folder)
-    processor = {
-        "video_processor_type": "VideoMAEVideoProcessor", "do_resize": True, "size": {"shortest_edge": EDGE},
-        "resample": 2, "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD,
-    }  # fmt: skip
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-
-
-def report(options: argparse.Namespace) -> None:
-    """Write the accuracy of both models on fresh clips to results/bundled/figures.json.
+def report(size: Size, clips: int) -> None:
+    """Write the accuracy of both models on fresh clips to results/bundled/figures.json, and their cards.
 
     What was not trained in this cache keeps what the file says of its training.
     """
-    file = RESULTS / "bundled" / "figures.json"
-    known = json.loads(file.read_text())["models"] if file.exists() else {}
-    settings = SynthSettings(kind="motion", clips=1600, seed=FRESH, train=0, validation=1, test=0)
-    keep(make(CACHE / "fresh-clips", settings), "validation", "fresh")
-    data, rows = Split("fresh"), {}
-    for stage, folder in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
-        model = sttm.load(BUNDLE / folder)
+    settings = SynthSettings(kind="motion", clips=FRESH_CLIPS, seed=FRESH, train=0, validation=1, test=0)
+    keep(size, make(CACHE / "fresh-clips", settings), "validation", "fresh")
+    data, rows = Split(size, "fresh"), {}
+    for stage, name in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
+        model = sttm.load(BUNDLE / name)
         counted = accuracy(model, data)
         row = dict(top1=counted.share, interval=counted.interval, clips=counted.total, macs=sttm.macs(model))
-        trained = CACHE / f"{stage}-done.pt"
+        trained = size.cache / f"{stage}-done.pt"
         if trained.exists():
             seconds = round(torch.load(trained, weights_only=True)["seconds"])
-            training = dict(steps=STEPS[stage], made_clips=options.clips, seconds=seconds)
+            training = dict(steps=STEPS[stage], made_clips=clips, seconds=seconds)
             training["machine"] = machine(torch.device("cpu"))
         else:
-            training = {key: known[folder][key] for key in ("steps", "made_clips", "seconds", "machine")}
-        rows[folder] = row | training
-    results = dict(batch=BATCH, seed=0, tested_on_seed=FRESH, models=rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+            training = {key: figures_of(name)[key] for key in ("steps", "made_clips", "seconds", "machine")}
+        rows[name] = row | training | dict(batch=BATCH, seed=0, tested_on_seed=FRESH)
+    write_figures(rows)
+    write_cards(*rows)
+    print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

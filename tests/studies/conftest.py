@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sttm.synth.videos import encode
 from tests.helpers import ROOT
+
+WORDS = [("at", "train"), ("blue", "train"), ("a", "train"), ("at", "validation"), ("blue", "test"), ("b", "test")]
 
 
 @pytest.fixture
@@ -16,3 +22,23 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Import a module of studies/ by its name."""
     monkeypatch.syspath_prepend(str(ROOT / "studies"))
     return importlib.import_module
+
+
+@pytest.fixture
+def data(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with a small grid-words of its own and an empty cache."""
+    module = study("harness.data")
+    folder = tmp_path / "data" / "grid-words"
+    (folder / "clips").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with (folder / "annotations.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("path", "label", "split", "slot", "sentence", "frames"))
+        for number, (word, split) in enumerate(WORDS):
+            encode(rng.integers(256, size=(16, 64, 64, 3), dtype=np.uint8), folder / "clips" / f"{number}.mp4")
+            rows.writerow((f"clips/{number}.mp4", word, split, "letter" if len(word) == 1 else "colour", "s", 16))
+    monkeypatch.setenv("STTM_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    module.clip_set.cache_clear()
+    yield module
+    module.clip_set.cache_clear()

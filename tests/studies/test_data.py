@@ -14,29 +14,7 @@ import torch
 from sttm.data.datasets.video_set import read_split
 from sttm.errors import SttmError
 from sttm.synth.clips import CLASSES
-from sttm.synth.videos import SynthSettings, encode
-
-WORDS = [("at", "train"), ("blue", "train"), ("a", "train"), ("at", "validation"), ("blue", "test"), ("b", "test")]
-
-
-@pytest.fixture
-def data(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, with a small grid-words of its own and an empty cache."""
-    module = study("harness.data")
-    folder = tmp_path / "data" / "grid-words"
-    (folder / "clips").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    with (folder / "annotations.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("path", "label", "split", "slot", "sentence", "frames"))
-        for number, (word, split) in enumerate(WORDS):
-            encode(rng.integers(256, size=(16, 64, 64, 3), dtype=np.uint8), folder / "clips" / f"{number}.mp4")
-            rows.writerow((f"clips/{number}.mp4", word, split, "letter" if len(word) == 1 else "colour", "s", 16))
-    monkeypatch.setenv("STTM_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    module.clip_set.cache_clear()
-    yield module
-    module.clip_set.cache_clear()
+from sttm.synth.videos import SynthSettings
 
 
 def test_clips_are_decoded_once_through_the_data_layer(data: Any, tmp_path: Path) -> None:
