@@ -72,7 +72,7 @@ def work(run: Run) -> Row:
     pixels, classes = clips_of("test")
     predicted = logits_of(model, pixels).argmax(-1).numpy()
     plan = [] if run.method == "plain" else [[m.layer, m.frames, m.tokens] for m in api.plan_of(model).mergers]
-    return run.row(model, predicted, classes.numpy(), seconds, mergers=plan, **more)
+    return run.row(model, predicted, classes.numpy(), seconds, steps=0, mergers=plan, **more)
 
 
 def report(scale: str, split: str) -> None:
@@ -96,7 +96,8 @@ def report(scale: str, split: str) -> None:
                 lines.append((name, f"{100 * (plain - default.top1):.1f}", lost,
                               f"{kept} of {len(chosen.rows)}", f"{chosen.rows[0]['seconds']:.0f}"))  # fmt: skip
         heads = ("method", "lost by default", "lost calibrated", "sets that kept the default", "seconds a calibration")
-        sections += [f"### compute {compute:g}", markdown(heads, lines)]
+        if lines:
+            sections += [f"### compute {compute:g}", markdown(heads, lines)]
     folder = folder_of("calibrate", scale, split)
     (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
