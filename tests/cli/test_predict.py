@@ -112,6 +112,9 @@ def test_predict_over_all_the_shared_clips(sttm, small_model, shared_data):
     for folder in folders:
         for row in csv.DictReader((folder / "probe.csv").read_text().splitlines()):
             record = by_path.get(folder / row["path"], {})
+            if row["decode_error"]:  # the table's program stopped there; what can be decoded behind is classified
+                assert record.get("error") or any("is damaged" in warning for warning in record["warnings"]), record
+                continue
             assert ("error" in record) == (not int(row["frames"] or 0)), (row["path"], record)
             assert record.get("error") or record["frames_decoded"] == min(8, int(row["frames"])), record
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,6 +85,12 @@ def _own_terminal(terminal: int) -> None:
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    _heed_ctrl_c()
+
+
+def _heed_ctrl_c() -> None:
+    """Undo that a shell which runs the tests in the background has them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def many(clips: Path, times: int) -> list[str]:
@@ -130,9 +135,7 @@ def test_an_interrupted_output_is_no_output(small_model, clips, tmp_path):
     (tmp_path / "old.jsonl").write_text("before\n")
     files = [*many(clips, 20_000), "--model", str(small_model), "--json"]
     command = [*STTM, "predict", *files, "--output", str(tmp_path / "old.jsonl")]
-    # A shell that runs the tests in the background has them ignore Ctrl-C.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, preexec_fn=heeding) as run:
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, preexec_fn=_heed_ctrl_c) as run:
         assert run.stdout is not None and "predictions" in run.stdout.readline().decode()
         run.send_signal(signal.SIGINT)
         run.stdout.read()

@@ -267,7 +267,9 @@ def test_a_saved_model_classifies_video_files(model: Any, learned: bool, tmp_pat
     model.config.id2label = {number: f"action {number}" for number in range(5)}
     folder = sttm.save(model, tmp_path / "model")
     preprocess = Preprocess.from_folder(folder)
-    (record,) = predict_files(find_videos([str(tmp_path)]), sttm.load(folder), preprocess, top_k=5, compute=0.6)
+    (record,) = predict_files(
+        find_videos([str(tmp_path / "clip.mp4")]), sttm.load(folder), preprocess, top_k=5, compute=0.6
+    )
     assert record["frames_decoded"] == 8
     (clip,) = read(tmp_path / "clip.mp4", preprocess.sampling)
     # One row a clip; of a space-only TimeSformer one a frame, which the clip's scores are the mean of.

@@ -97,17 +97,19 @@ def test_layers_and_window_can_be_given() -> None:
     assert [(m.layer, m.frames_before, m.frames) for m in within.mergers] == [(4, 8, 8)]
 
 
-@pytest.mark.parametrize("method", ["sttm", "tome"])
-def test_shares_split_the_reduction_at_the_same_compute(method: str) -> None:
+@pytest.mark.parametrize(("method", "compute"), [("sttm", 0.5), ("tome", 0.7)])
+def test_shares_split_the_reduction_at_the_same_compute(method: str, compute: float) -> None:
     model = on_meta("videomae-b")
     taken = []
     for shares in ((3, 1), None, (1, 3)):
-        plan = find_plan(backbone_of(model), model, 0.5, method, shares=shares)
-        assert 0.49 <= plan.compute <= 0.5, plan
+        plan = find_plan(backbone_of(model), model, compute, method, shares=shares)
+        assert compute - 0.01 <= plan.compute <= compute, plan
         first, last = plan.mergers[0], plan.mergers[-1]
         kept = [m.frames * m.tokens / (m.frames_before * m.tokens_before) for m in (first, last)]
         taken.append(kept[0] / kept[1])
-    assert taken[0] < 0.9 * taken[1] < 0.81 * taken[2]
+    # ToMe splits the tokens taken over twelve blocks, where one takes few.
+    step = 0.9 if method == "sttm" else 0.97
+    assert taken[0] < step * taken[1] < step**2 * taken[2]
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import csv
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sttm.merging import METHODS
+from sttm.merging.selectors import SELECTORS
 from sttm.synth.videos import encode
 from tests.helpers import ROOT
 
 WORDS = [("at", "train"), ("blue", "train"), ("a", "train"), ("at", "validation"), ("blue", "test"), ("b", "test")]
 
 
+#: What the studies have registered: a module that is imported once registers once.
+REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, SELECTORS)
+REGISTERED: tuple[dict[str, Any], ...] = ({}, {})
+
+
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Import a module of studies/ by its name."""
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import a module of studies/ by its name; the methods that it registers are there for this test only."""
     monkeypatch.syspath_prepend(str(ROOT / "studies"))
-    return importlib.import_module
+    before = [dict(registry) for registry in REGISTRIES]
+    for registry, own in zip(REGISTRIES, REGISTERED, strict=True):
+        registry.update(own)
+    yield importlib.import_module
+    for registry, own, kept in zip(REGISTRIES, REGISTERED, before, strict=True):
+        own.update({name: value for name, value in registry.items() if name not in kept})
+        registry.clear()
+        registry.update(kept)
 
 
 @pytest.fixture

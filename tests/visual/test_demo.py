@@ -96,7 +96,9 @@ def test_figures_are_those_of_predict(told, names):
     assert len(truth) == CLIPS
     right = {}
     for kind, name in names.items():
-        records = list(predict.predict_files(predict.find_videos([str(made)]), sttm.load(name), PREPARE, top_k=1))
+        records = list(
+            predict.predict_files(predict.find_videos([str(made / "videos")]), sttm.load(name), PREPARE, top_k=1)
+        )
         right[kind] = {
             record["path"]
             for record in records

@@ -330,7 +330,7 @@ BROKEN = {
     "kinetics times": (["youtube_id,time_start,time_end", "a,x,1"], r"line 2 of .* has time_start='x'"),
     "cells": (["path,label", "a.mp4,run", "b,c.mp4,run"], r"line 3 of .* has 3 cells where the header has 2"),
     "quotes": (["path,label", '"a.mp4,run'], r"is no csv"),
-    "json": (["[{", "]"], r"is not JSON"),
+    "json": (["[{", "]"], r"is not valid JSON"),
     "label map": (['{"a": "0"}'], r"is JSON, but no list of videos; labels\.json goes to data\.labels"),
     "json without id": (['[{"template": "x"}]'], r'entry 1 of .* has no "id"'),
     "dive without name": (['[{"vid_name": "a", "label": 1}, {"label": 1}]'], r'entry 2 of .* has no "vid_name"'),
