@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from sttm.patching.plan import Plan
 
 _BUNDLE = Path(__file__).parent / "bundled"
-#: The small models that come with the package, trained on synthetic videos (kind: motion).
+#: The small models that come with the package; each folder has a model card.
 BUNDLED = {
     "sttm-motion": "small VideoMAE with the learned merger, trained on synthetic videos of 18 motions",
     "sttm-motion-plain": "its plain twin, from the same start",
+    "sttm-words": "small VideoMAE with the learned merger, trained on 26 words read from the lips of one speaker",
+    "sttm-words-plain": "its plain twin, trained on from its weights",
 }
 DEFAULT = "sttm-motion"
 

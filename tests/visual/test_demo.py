@@ -24,6 +24,14 @@ from sttm.synth.motions import MOTION_CLASSES
 from sttm.visual import demo
 
 CLIPS, SEED = 20, 3
+WORDS = tuple(sorted(file.stem for file in demo.EXAMPLES.glob("*.mp4")))
+CARD = """---
+model-index:
+- results:
+  - metrics: [{type: accuracy, value: 0.987, clips: 4321}]
+---
+# A card
+"""
 PREPARE = Preprocess("VideoMAE", Sampling(8), 32, (32, 32), 1 / 255, 0.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 
@@ -76,9 +84,23 @@ def names(tmp_path_factory, guesser) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def told(names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    return demo.run(folder, clips=CLIPS, seed=SEED, batch=8, workers=1, **names), folder
+def words(tmp_path_factory) -> tuple[str, str]:
+    """An untrained pair that knows the words; the plain one has a card, the merged one none."""
+    folder = tmp_path_factory.mktemp("words")
+    plain, merged = small(WORDS), small(WORDS)
+    sttm.apply(merged, compute=0.5)
+    pair = save(plain, folder / "plain"), save(merged, folder / "merged")
+    (folder / "plain" / "README.md").write_text(CARD)
+    return pair
+
+
+@pytest.fixture(scope="module")
+def told(names, words, tmp_path_factory):
+    folder, advanced = tmp_path_factory.mktemp("demo"), []
+    options = dict(clips=CLIPS, seed=SEED, batch=8, workers=1, words=words, **names)
+    result = demo.run(folder, advance=lambda videos, total: advanced.append((videos, total)), **options)
+    assert sum(videos for videos, _ in advanced) == advanced[-1][1] == 2 * CLIPS + len(WORDS)
+    return result, folder
 
 
 def page(told) -> str:
@@ -128,7 +150,7 @@ def test_rows_hold_costs_and_spreads(told, names):
 def test_page_needs_nothing_beside_itself(told):
     html = page(told)
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(sources) == demo.PICTURES and all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == demo.PICTURES + len(WORDS) and all(source.startswith("data:image/") for source in sources)
     assert "<script" not in html and "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html
     assert "&lt;merged&gt;" in html and "<merged>" not in html  # names are text
@@ -136,20 +158,34 @@ def test_page_needs_nothing_beside_itself(told):
         assert text in html
 
 
+def test_real_videos_are_counted_and_their_whole_test_split_is_told(told, words):
+    """As many right as `predict` has, and what the card says; no figure where there is no card."""
+    result, html = told[0]["words"], page(told)
+    assert len(WORDS) == result["clips"] == 6 and result["batches_timed"] == demo.TURNS
+    for name, row in zip(words, result["rows"], strict=True):
+        records = predict.predict_files(predict.find_videos([str(demo.EXAMPLES)]), sttm.load(name), PREPARE, top_k=1)
+        assert row["correct"] == sum(r["predictions"][0]["label"] == Path(r["path"]).stem for r in records)
+        assert f"<td>{row['correct']} of 6</td>" in html
+    assert result["rows"][0]["card"]["value"] == 0.987 and result["rows"][1]["card"] is None
+    assert "98.7 % of 4,321 clips" in html and "CC BY 4.0" in html
+    assert 0.49 <= result["rows"][1]["compute"] <= 0.5
+
+
 def test_table_shows_what_was_measured(told, capsys):
     from rich.console import Console
 
-    Console(width=200).print(demo.table(told[0]))
+    Console(width=200).print(*demo.tables(told[0]))
     out = capsys.readouterr().out
+    assert "98.7 % of 4,321 clips" in out and "of 6" in out
     for row in told[0]["rows"]:
         assert f"{100 * row['top1']:.1f} %" in out and f"{row['gmacs']:.3g}" in out
     assert "Speed-up" in out and told[0]["machine"] in out
 
 
-def test_second_run_uses_the_same_videos(told, names):
+def test_second_run_uses_the_same_videos(told, names, words):
     result, folder = told
     videos = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
-    again = demo.run(folder, clips=CLIPS, seed=SEED, batch=8, workers=1, **names)
+    again = demo.run(folder, clips=CLIPS, seed=SEED, batch=8, workers=1, words=words, **names)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")} == videos
     assert len(videos) == CLIPS
     assert [row["correct"] for row in again["rows"]] == [row["correct"] for row in result["rows"]]
@@ -167,7 +203,7 @@ def test_second_run_uses_the_same_videos(told, names):
         ({"plain": "other pixels"}, "do not take the same pixels or do not know the same classes"),
     ],
 )
-def test_mistakes_are_one_sentence(names, guesser, tmp_path, changed, sentence):
+def test_mistakes_are_one_sentence(names, words, guesser, tmp_path, changed, sentence):
     others = dict(names)
     if "other classes" in changed.values():
         model = small(("a", "b"))
@@ -175,15 +211,15 @@ def test_mistakes_are_one_sentence(names, guesser, tmp_path, changed, sentence):
         others["other classes"] = save(model, tmp_path / "other")
     if "other pixels" in changed.values():
         others["other pixels"] = save(guesser, tmp_path / "other", replace(PREPARE, mean=(0.0, 0.0, 0.0)))
-    options: dict[str, Any] = {"clips": CLIPS, "seed": SEED, "workers": 1, **names}
+    options: dict[str, Any] = {"clips": CLIPS, "seed": SEED, "workers": 1, "words": words, **names}
     options |= {key: others.get(value, value) for key, value in changed.items()}
     with pytest.raises(SttmError, match=sentence):
         demo.run(tmp_path / "demo", **options)
 
 
-def test_models_of_other_classes_are_refused(tmp_path):
+def test_models_of_other_classes_are_refused(words, tmp_path):
     plain, merged = small(("a", "b")), small(("a", "b"))
     sttm.apply(merged, compute=0.5)
     names: dict[str, Any] = {"plain": save(plain, tmp_path / "p"), "merged": save(merged, tmp_path / "m")}
     with pytest.raises(SttmError, match="knows no class"):
-        demo.run(tmp_path / "demo", clips=CLIPS, seed=SEED, workers=1, **names)
+        demo.run(tmp_path / "demo", clips=CLIPS, seed=SEED, workers=1, words=words, **names)

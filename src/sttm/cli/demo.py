@@ -27,5 +27,7 @@ def demo(
     if as_json:
         print(json.dumps(result))
     else:
-        wide_console().print(demonstration.table(result))
+        for table in demonstration.tables(result):
+            wide_console().print(table)
+            print()
         print(f"The pictures are in {result['report']}")

@@ -1,4 +1,4 @@
-"""A plain and a merged model on the same synthetic videos: made, classified in turn, counted and timed.
+"""A plain and a merged model on the same videos, synthetic or files: classified in turn, counted and timed.
 
 Legend: N videos, K classes, V views of one video (one here).
 """
@@ -53,6 +53,8 @@ class Comparison:
     """Class probabilities [K] of each video, by model."""
     batches: list[tuple[int, float, float]] = field(default_factory=list)
     """Videos, and the seconds of either model, of each batch."""
+    remedy: str = ""
+    """What to do about a video that cannot be read."""
     reading_seconds: float = 0.0
     """Time to decode and preprocess all videos."""
 
@@ -73,51 +75,58 @@ class Comparison:
         return cls((plain, merged), moved, preprocesses[0], labels[0], device)
 
     def make_videos(self, folder: Path, clips: int, seed: int, workers: int | None, advance: Advance) -> int:
-        """Make the videos that an earlier run has not made, list them with their classes, and return their number."""
+        """Make the videos that an earlier run has not made, take all, and return how many were made."""
         settings, made = SynthSettings("motion", clips, seed, train=0, validation=1, test=0), 0
 
         def count(videos: int, missing: int) -> None:
             nonlocal made
             made += videos
-            advance(videos, missing + clips)
+            advance(videos, missing)
 
         inside = make(folder / f"motion-{clips}-clips-seed-{seed}", settings, workers=workers, advance=count)
         rows = json.loads((inside / "validation.json").read_text(encoding="utf-8"))
         labels = {int(row["id"]): row["template"].replace("[", "").replace("]", "") for row in rows}
+        files = [inside / video_path(settings, index) for index in range(clips)]
+        remedy = "delete the file, and the demo makes it again"
+        self.take_videos(files, [labels[index] for index in range(clips)], remedy)
+        return made
+
+    def take_videos(self, files: Sequence[Path], labels: Sequence[str], remedy: str) -> None:
+        """Take videos and the names of their classes; raise SttmError for a class that the models do not know."""
         numbers = {label: number for number, label in enumerate(self.labels)}
-        unknown = sorted(set(labels.values()) - numbers.keys())
+        unknown = sorted(set(labels) - numbers.keys())
         if unknown:
             wrong = f"{self.names[1]} knows no class {unknown[0]!r}"
-            raise SttmError(f"{wrong}; name models that were trained on the motion videos of sttm synth")
-        self.files = [Video(str(inside / video_path(settings, index))) for index in range(clips)]
-        self.truth_N = torch.tensor([numbers[labels[index]] for index in range(clips)])
-        return made
+            raise SttmError(f"{wrong}; name models that were trained on the classes of these videos")
+        self.files, self.remedy = [Video(str(file)) for file in files], remedy
+        self.truth_N = torch.tensor([numbers[label] for label in labels])
 
     def read(self, files: Sequence[Video]) -> list[Sample]:
         """Read videos, their pixels on the device of the models; raise SttmError for a video that cannot be read."""
         samples = []
         for sample in read_ahead(files, self.preprocess, (1, 1), READERS):
             if sample.pixels_VTCHW is None:
-                raise SttmError(f"{sample.path}: {sample.error}; delete the file, and the demo makes it again")
+                raise SttmError(f"{sample.path}: {sample.error}; {self.remedy}")
             samples.append(replace(sample, pixels_VTCHW=sample.pixels_VTCHW.to(self.device)))
         return samples
 
-    def classify_in_turn(self, batch: int, advance: Callable[[int], None]) -> None:
-        """Classify every video with both models; nothing else runs while a model is timed."""
-        for turn, start in enumerate(range(0, len(self.files), batch)):
+    def classify_in_turn(self, batch: int, advance: Callable[[int], None], turns: int = 1) -> None:
+        """Classify every video with both models, and time `turns` of it; nothing else runs while a model is timed."""
+        for number, start in enumerate(range(0, len(self.files), batch)):
             started = time.perf_counter()
             samples = self.read(self.files[start : start + batch])
             self.reading_seconds += time.perf_counter() - started
             runs = [partial(_scores, network, samples) for network in self.networks]
-            if turn == 0:
-                in_turn(runs, turn, self.device)  # to warm up
-            seconds, found = in_turn(runs, turn, self.device)
-            self.batches.append((len(samples), seconds[0], seconds[1]))
+            if number == 0:
+                in_turn(runs, 0, self.device)  # to warm up
+            for turn in range(turns):
+                seconds, found = in_turn(runs, number + turn, self.device)
+                self.batches.append((len(samples), seconds[0], seconds[1]))
             for kept, new in zip(self.scores, found, strict=True):
                 kept.extend(new)
             advance(len(samples))
 
-    def result(self, seed: int) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Return the figures; speeds are over full batches, as a smaller last one takes more time for each video."""
         full = max(size for size, *_ in self.batches)
         timed = [batch for batch in self.batches if batch[0] == full]
@@ -146,7 +155,6 @@ class Comparison:
             "batches_timed": len(timed),
             "reading_ms": 1000 * self.reading_seconds / len(self.truth_N),
             "clips": len(self.truth_N),
-            "seed": seed,
             "machine": machine(self.device),
         }
 

@@ -1,4 +1,6 @@
-"""The demo: synthetic videos, classified with and without merging, and a page that shows the results; all offline.
+"""The demo: videos classified with and without merging, and a page that shows the results; all offline.
+
+Most videos are synthetic and made first; six are real, and come with the package.
 
 Legend: N videos, T frames, C colours, H height, W width.
 """
@@ -12,19 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.table import Table
-from torch import Tensor
 
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.errors import SttmError
 from sttm.patching import api
 from sttm.visual.comparison import TRAINING_SEED, Comparison
-from sttm.visual.page import Example, Prediction, report
+from sttm.visual.page import Example, Prediction, Section, report
 from sttm.visual.pictures import merge_picture, restore
 
-#: Clips with pictures on the page.
+#: Synthetic clips with pictures on the page.
 PICTURES = 6
+#: The real videos: test clips of the words models, each named after its word.
+EXAMPLES = Path(models.__file__).parent / "bundled" / "examples"
+#: The plain and the merged model of the real videos.
+WORDS = ("sttm-words-plain", "sttm-words")
+ATTRIBUTION = "Cooke, Barker, Cunningham, Shao, 2006; CC BY 4.0; cut to single words and to the mouth region"
+#: Columns of both tables.
+COSTS = ("GMACs a clip", "Compute", "Clips/s (p10 to p90)", "Speed-up (p10 to p90)")
+#: How often the real videos are classified, for the timing.
+TURNS = 30
 
 
 # Over 40 lines: most are the options and what they mean.
@@ -35,26 +46,29 @@ def run(
     seed: int = 1,
     plain: str = "sttm-motion-plain",
     merged: str = models.DEFAULT,
+    words: tuple[str, str] = WORDS,
     batch: int = 8,
     workers: int | None = None,
     advance: Callable[[int, int], None] = lambda videos, total: None,
 ) -> dict[str, Any]:
-    """Make `clips` videos, classify them with two models, and write `report.html` with pictures to `folder`.
+    """Make `clips` videos, classify them and the real ones, and write `report.html` with pictures to `folder`.
 
-    Every video is an mp4 file that is read as any other. Each batch goes through both models, in turn, so that
-    accuracy and speed are measured on the same videos; the time to read them is reported apart.
+    Every video is an mp4 file that is read as any other. Each batch goes through a plain and a merged model, in turn,
+    so that accuracy and speed are measured on the same videos; the time to read them is reported apart.
 
     Args:
         folder: videos are written to a folder inside it, and used again by a second run.
         seed: of the videos; not the one that the bundled models were trained on.
         plain, merged: names of two models with the same classes and the same preprocessing.
+        words: a plain and a merged model of the words in the real videos.
         batch: videos that go through a model at once.
         workers: processes that make videos; one for each core by default.
         advance: called with the number of videos just made or classified, and with the sum of both kinds in the end.
 
     Returns:
-        {"rows": one record for each model, "speedup": its quantiles over the batches, "ideal_speedup", "report",
-        "machine", "only_right": videos that only one of the two has right, ...}; `table` prints it.
+        {"rows": one record for each model, "speedup": its quantiles over the batches, "ideal_speedup",
+        "only_right": videos that only one of the two has right, "machine", ...} of the synthetic videos; "words": the
+        same of the real ones; "report": the path of the page. `tables` prints it.
 
     Raises:
         SttmError: for the seed of the training videos, fewer videos than classes, models that cannot be compared,
@@ -65,20 +79,31 @@ def run(
         raise SttmError(f"seed={seed} made the videos that the bundled models learned from; choose another, such as 1")
     if batch < 1:
         raise SttmError(f"batch={batch} is no number of clips; give one or more")
-    comparison = Comparison.load(plain, merged)
-    made = comparison.make_videos(Path(folder), clips, seed, workers, advance)
-    comparison.classify_in_turn(batch, lambda videos: advance(videos, made + clips))
-    result = comparison.result(seed)
+    synthetic, real = Comparison.load(plain, merged), Comparison.load(*words)
+    files = sorted(EXAMPLES.glob("*.mp4"))
+    real.take_videos(files, [file.stem for file in files], "install the package again")
+    total = clips + len(files)
+    made = synthetic.make_videos(Path(folder), clips, seed, workers, lambda n, missing: advance(n, missing + total))
+    synthetic.classify_in_turn(batch, lambda videos: advance(videos, made + total))
+    real.classify_in_turn(len(files), lambda videos: advance(videos, made + total), TURNS)
+    result = synthetic.result() | {"seed": seed, "words": _of_words(real)}
     path = Path(folder) / "report.html"
-    path.write_text(_page(result, comparison, str(Path(folder)), batch), encoding="utf-8")
+    path.write_text(_page(result, synthetic, real, str(Path(folder)), batch), encoding="utf-8")
     return result | {"report": str(path), "seconds": round(time.perf_counter() - started, 1)}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return what `run` returned as a table for the terminal."""
-    title = f"{result['clips']} synthetic videos, {result['machine']}"
-    drawn = Table(title=title, title_justify="left", caption=_note(result), caption_justify="left")
-    header, *rows = _cells(result)
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return what `run` returned as tables for the terminal."""
+    words = result["words"]
+    return [
+        _table(f"{result['clips']} synthetic videos, {result['machine']}", _cells(result), _note(result)),
+        _table(f"{words['clips']} real videos: words read from lips", _words_cells(words), _words_note(words)),
+    ]
+
+
+def _table(title: str, cells: list[list[str]], note: str) -> Table:
+    drawn = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    header, *rows = cells
     for number, name in enumerate(header):
         drawn.add_column(name, justify="right" if number else "left")
     for row in rows:
@@ -86,42 +111,84 @@ def table(result: dict[str, Any]) -> Table:
     return drawn
 
 
-def _page(result: dict[str, Any], comparison: Comparison, folder: str, batch: int) -> str:
+def _of_words(comparison: Comparison) -> dict[str, Any]:
+    """Return the figures of the real videos, with what the cards of the models say of their whole test split."""
+    result = comparison.result()
+    for row in result["rows"]:
+        row["card"] = _accuracy_of_card(row["model"])
+    return result
+
+
+def _accuracy_of_card(name: str) -> dict[str, Any] | None:
+    """Return the metric at the head of a model card: its "value" and "clips"; None where the model has no card."""
+    card = models.resolve(name) / "README.md"
+    if not card.is_file():
+        return None
+    header = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    metric: dict[str, Any] = header["model-index"][0]["results"][0]["metrics"][0]
+    return metric
+
+
+def _page(result: dict[str, Any], synthetic: Comparison, real: Comparison, folder: str, batch: int) -> str:
     """Return the page: the results, what was run, and clips with pictures."""
-    header, *cells = _cells(result)
     plain, merged = result["rows"]
     percent = [f"{100 * row['top1']:.1f} %" for row in (plain, merged)]
-    times, timed = f"{result['speedup']['p50']:.2f} times", result["batches_timed"]
-    clips, classes = result["clips"], len(comparison.labels)
+    times, timed, words = f"{result['speedup']['p50']:.2f} times", result["batches_timed"], result["words"]
+    clips, classes = result["clips"], len(synthetic.labels)
     where = "" if folder == "demo" else f" {folder}"
+    plans = [str(api.plan_of(comparison.networks[1])).splitlines()[0] for comparison in (synthetic, real)]
+    sections = [
+        _section("Synthetic videos", synthetic, _note(result), _cells(result), _picked(synthetic)),
+        _section("Real videos", real, _words_note(words), _words_cells(words), range(len(real.files))),
+    ]
     return report(
         title=f"Merging tokens: {times} as fast, {percent[1]} right instead of {percent[0]}",
-        summary=f"The merged model spends {100 * merged['compute']:.0f} % of the multiply-adds. {_note(result)}",
-        header=header,
-        rows=cells,
+        summary=f"On synthetic videos the merged model spends {100 * merged['compute']:.0f} % of the multiply-adds; on "
+        f"real ones, words read from lips, {100 * words['rows'][1]['compute']:.0f} %, and runs "
+        f"{words['speedup']['p50']:.2f} times as fast.",
+        sections=sections,
         facts=[
             ("Command", f"sttm demo{where} --clips {clips} --seed {result['seed']}"),
-            ("Videos", f"{clips} synthetic mp4 files of {classes} motions; training used seed {TRAINING_SEED}"),
-            ("Timing", f"{timed} batches of {batch}, plain and merged in turn; fp32, eager; without reading"),
+            ("Synthetic videos", f"{clips} mp4 files of {classes} motions; training used seed {TRAINING_SEED}"),
+            ("Real videos", f"{words['clips']} test clips of the GRID corpus, speaker s1 ({ATTRIBUTION})"),
+            ("Timing", f"{timed} batches of {batch}, and {TURNS} times the real videos as one batch; plain and merged "
+             "in turn; fp32, eager; without reading"),
             ("Speed-up", "median over the batches of plain over merged seconds; from the p10 to the p90"),
             ("Top-1", "share of the clips whose best class is right, with Wilson's 95 % interval"),
-            ("Plan", str(api.plan_of(comparison.networks[1])).splitlines()[0]),
+            ("Plans", "; ".join(plans)),
             ("Machine", result["machine"]),
         ],
-        examples=list(_examples(comparison)),
-    )
+    )  # fmt: skip
+
+
+def _section(title: str, comparison: Comparison, text: str, cells: list[list[str]], numbers: Sequence[int]) -> Section:
+    header, *rows = cells
+    return Section(title, text, header, rows, list(_examples(comparison, numbers)))
 
 
 def _cells(result: dict[str, Any]) -> list[list[str]]:
-    """Return the cells of the table as text, header first."""
-    cells = [["Model", "Top-1 (95 % interval)", "GMACs a clip", "Compute"]]
-    cells[0] += ["Clips/s (p10 to p90)", "Speed-up (p10 to p90)"]
-    for row, speedup in zip(result["rows"], ("1", _spread(result["speedup"])), strict=True):
+    """Return the cells of the table of synthetic videos as text, header first."""
+    cells = [["Model", "Top-1 (95 % interval)", *COSTS]]
+    for row, cost in zip(result["rows"], _costs(result), strict=True):
         low, high = (100 * row["top1_interval"][end] for end in ("low", "high"))
-        top1 = f"{100 * row['top1']:.1f} % ({low:.1f} to {high:.1f})"
-        cost = [f"{row['gmacs']:.3g}", f"{row['compute']:.3f}"]
-        cells.append([row["model"], top1, *cost, _spread(row["clips_per_s"]), speedup])
+        cells.append([row["model"], f"{100 * row['top1']:.1f} % ({low:.1f} to {high:.1f})", *cost])
     return cells
+
+
+def _words_cells(result: dict[str, Any]) -> list[list[str]]:
+    """Return the cells of the table of real videos as text, header first."""
+    cells = [["Model", "Right of these", "Top-1, whole test split", *COSTS]]
+    for row, cost in zip(result["rows"], _costs(result), strict=True):
+        card = row["card"]
+        tested = f"{100 * card['value']:.1f} % of {card['clips']:,} clips" if card else "unknown"
+        cells.append([row["model"], f"{row['correct']} of {row['total']}", tested, *cost])
+    return cells
+
+
+def _costs(result: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the cells of COSTS of both models."""
+    for row, speedup in zip(result["rows"], ("1", _spread(result["speedup"])), strict=True):
+        yield [f"{row['gmacs']:.3g}", f"{row['compute']:.3f}", _spread(row["clips_per_s"]), speedup]
 
 
 def _spread(values: dict[str, float]) -> str:
@@ -136,34 +203,42 @@ def _note(result: dict[str, Any]) -> str:
     only = result["only_right"]
     return (
         f"Multiply-adds alone would give a speed-up of {result['ideal_speedup']:.2f}. "
-        f"Of {result['clips']} clips, {only['merged']} are right only with merging and {only['plain']} only "
-        f"without. Reading a clip takes {result['reading_ms']:.0f} ms more, for both."
+        f"Right only with merging: {only['merged']} of {result['clips']} clips; only without: {only['plain']}. "
+        f"Reading a clip takes {result['reading_ms']:.0f} ms more, for both."
     )
 
 
-def _examples(comparison: Comparison) -> Iterator[Example]:
-    """Yield some clips of different classes, and one of each way in which the models are wrong."""
-    best_MN = [torch.stack(scores).argmax(-1) for scores in comparison.scores]
-    model, preprocess, truth_N = comparison.networks[1], comparison.preprocess, comparison.truth_N
+def _words_note(result: dict[str, Any]) -> str:
+    """Return the sentences under the table of real videos."""
+    return (
+        "Single words, read from the lips of one speaker. "
+        f"{result['clips']} clips are an illustration and no measurement: the whole test split, which they are part "
+        "of, says how often the models are right. The two were not trained alike (see their model cards). "
+        f"Multiply-adds alone would give a speed-up of {result['ideal_speedup']:.2f}."
+    )
+
+
+def _examples(comparison: Comparison, numbers: Sequence[int]) -> Iterator[Example]:
+    """Yield the clips of those numbers, each with what the models say and a picture of its merges."""
+    model, preprocess = comparison.networks[1], comparison.preprocess
     grid = backbone_of(model).grid(model, api.plan_of(model).clip_shape)
-    for number in _picked([best_N == truth_N for best_N in best_MN], len(comparison.labels)):
+    for number in numbers:
         (sample,) = comparison.read(comparison.files[number : number + 1])
         assert sample.pixels_VTCHW is not None
         with torch.no_grad(), api.trace(model) as maps:
             model(sample.pixels_VTCHW)
-        frames_TCHW = restore(sample.pixels_VTCHW[0], preprocess)
+        frames_TCHW, truth = restore(sample.pixels_VTCHW[0], preprocess), int(comparison.truth_N[number])
         predictions = []
-        for name, best_N, scores in zip(comparison.names, best_MN, comparison.scores, strict=True):
-            best = int(best_N[number])
-            label, score = comparison.labels[best], float(scores[number][best])
-            predictions.append(Prediction(name, label, score, best == int(truth_N[number])))
-        label = comparison.labels[int(truth_N[number])]
-        yield Example(label, merge_picture(frames_TCHW, maps, grid), predictions)
+        for name, scores in zip(comparison.names, comparison.scores, strict=True):
+            best = int(scores[number].argmax())
+            predictions.append(Prediction(name, comparison.labels[best], float(scores[number][best]), best == truth))
+        yield Example(comparison.labels[truth], merge_picture(frames_TCHW, maps, grid), predictions)
 
 
-def _picked(right_MN: Sequence[Tensor], classes: int) -> list[int]:
+def _picked(comparison: Comparison) -> list[int]:
     """Return the numbers of the clips to show: some of different classes, then one of each kind of error, if any."""
-    plain_N, merged_N = right_MN
+    classes = len(comparison.labels)
+    plain_N, merged_N = (torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores)
     errors = [merged_N & ~plain_N, plain_N & ~merged_N, ~plain_N & ~merged_N]
     found = [int(error_N.nonzero()[0]) for error_N in errors if error_N.any()]
     # The classes alternate in the list: its first videos are one of each class.

@@ -1,4 +1,4 @@
-"""The page that shows a table, what was run, and clips with their pictures; its template is page.html."""
+"""The page that shows tables, what was run, and clips with their pictures; its template is page.html."""
 
 import base64
 import io
@@ -30,30 +30,42 @@ class Example:
     predictions: Sequence[Prediction]
 
 
-def report(
-    title: str,
-    summary: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    facts: Sequence[tuple[str, str]],
-    examples: Sequence[Example],
-) -> str:
+@dataclass(frozen=True)
+class Section:
+    """One set of videos on the page: a sentence or two, a table, and clips."""
+
+    title: str
+    text: str
+    header: Sequence[str]
+    """Names of the columns; the first column is text, the others are figures."""
+    rows: Sequence[Sequence[str]]
+    examples: Sequence[Example]
+
+
+def report(title: str, summary: str, sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
     """Return a self-contained page of html: pictures and style are inside, and there is no script.
 
     Args:
         summary: the result in a sentence or two.
-        header, rows: the table; the first column is text, the others are figures.
+        sections: their tables come first, their clips at the end.
         facts: what was run and on what machine, as pairs of a name and a text.
     """
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
         summary=escape(summary),
-        header="".join(f"<th>{escape(cell)}</th>" for cell in header),
-        rows="".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
+        tables="".join(map(_table, sections)),
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts),
-        examples="".join(map(_article, examples)),
+        examples="".join(f"<h3>{escape(s.title)}</h3>" + "".join(map(_article, s.examples)) for s in sections),
     )
+
+
+def _table(section: Section) -> str:
+    """Return the html of the text and the table of a section."""
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows)
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<h2>{escape(section.title)}</h2><p>{escape(section.text)}</p><div class="wide">{table}</div>'
 
 
 def _article(example: Example) -> str:
@@ -65,7 +77,7 @@ def _article(example: Example) -> str:
         lines += f"<span>{verdict}, {100 * prediction.score:.0f} % sure</span></li>"
     label = escape(example.label)
     image = f'<img alt="{label}: frames, merged tokens, paths" src="{_data_uri(example.picture)}">'
-    return f'<article><h3>{label}</h3><ul>{lines}</ul><div class="wide">{image}</div></article>'
+    return f'<article><h4>{label}</h4><ul>{lines}</ul><div class="wide">{image}</div></article>'
 
 
 def _data_uri(image: Image.Image) -> str:
