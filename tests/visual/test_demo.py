@@ -163,7 +163,9 @@ def test_real_videos_are_counted_and_their_whole_test_split_is_told(told, words)
     result, html = told[0]["words"], page(told)
     assert len(WORDS) == result["clips"] == 6 and result["batches_timed"] == demo.TURNS
     for name, row in zip(words, result["rows"], strict=True):
-        records = predict.predict_files(predict.find_videos([str(demo.EXAMPLES)]), sttm.load(name), PREPARE, top_k=1)
+        records = predict.predict_files(
+            predict.find_videos([str(demo.EXAMPLES)], note=lambda _: None), sttm.load(name), PREPARE, top_k=1
+        )
         assert row["correct"] == sum(r["predictions"][0]["label"] == Path(r["path"]).stem for r in records)
         assert f"<td>{row['correct']} of 6</td>" in html
     assert result["rows"][0]["card"]["value"] == 0.987 and result["rows"][1]["card"] is None
