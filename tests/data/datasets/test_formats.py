@@ -339,6 +339,7 @@ BROKEN = {
     "header only": (["path,label"], r"lists no video"),
     "prose": (["once upon a time", "there was a video"], r"begins with 'once upon a time' and is in no known format"),
     "huge number": (["a.mp4 99999999999"], r"label 99999999999 is no class's number"),
+    "endless number": (["a.mp4 0", f"b.mp4 {'9' * 5000}"], r"is in no known format"),
 }
 
 

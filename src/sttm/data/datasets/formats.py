@@ -22,7 +22,7 @@ from sttm.errors import SttmError, shown, unknown
 
 _HMDB_NAME = re.compile(r"(.+)_test_split(\d+)\.txt")
 _UCF_LINE = re.compile(r"(?:.*/)?([^/]+)/v_([^/]+)_g\d+_c\d+\.\w+(?:\s+(\d+))?")
-_NUMBERED = re.compile(r"(.+?)((?:[\s,]+-?\d+)+)")
+_NUMBERED = re.compile(r"(.+?)((?:[\s,]+-?\d{1,18})+)")
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,11 @@ def read_annotations(path: Path, name: str, setting: str) -> tuple[AnnotationLis
     if name not in ("auto", *FORMATS):
         raise unknown(f"{setting}.format", name, ("auto", *FORMATS))
     file = AnnotationFile(path)
-    if not path.exists() and not any(sign in path.name for sign in "*?[{"):
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise SttmError(f"{setting}.list={path} cannot be read: {error.strerror}; check the path") from error
+    if not there and not any(sign in path.name for sign in "*?[{"):
         raise SttmError(f"{setting}.list={path} does not exist; check the path")
     found = name if name != "auto" else next((key for key, kind in FORMATS.items() if kind.matches(file)), None)
     if found is None:

@@ -51,7 +51,8 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, dots, last = match[1].partition("..")
-    if dots and not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < _MAX_SHARDS):
+    whole = all(end.isdecimal() and len(end) < 19 for end in (first, last))
+    if dots and not (whole and int(first) <= int(last) < _MAX_SHARDS):
         raise SttmError(f"{{{match[1]}}} is no range of shards; write, say, {{000000..000099}}")
     choices = match[1].split(",")
     if dots:
