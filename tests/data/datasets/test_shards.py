@@ -153,8 +153,9 @@ def test_shards_that_are_not_whole_are_one_sentence(clips: list[Path], tmp_path:
 
 
 def test_patterns_that_name_nothing_are_one_sentence(tmp_path: Path):
-    for pattern, wanted in (("x-*.tar", "no shard matches"), ("x-{5..3}.tar", "is no range of shards"),
-                            (f"x-{{0..{'9' * 200}}}.tar", "is no range of shards"), ("x" * 5000, "cannot be read: File name too long")):  # fmt: skip
+    wrong = {"x-*.tar": "no shard matches", "x-{5..3}.tar": "is no range of shards", "x" * 5000: "File name too long"}
+    wrong[f"x-{{0..{'9' * 200}}}.tar"] = "is no range of shards"
+    for pattern, wanted in wrong.items():
         with pytest.raises(SttmError, match=wanted):
             split(tmp_path / pattern)
     packed = write_tar(tmp_path / "x.tar", {"a.mp4": b"1", "a.cls": b"0"}, "w:gz")
