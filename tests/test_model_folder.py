@@ -131,7 +131,7 @@ def test_no_wrong_type_ends_in_a_traceback_or_in_other_predictions(
             labels, found = answer(folder)
         except sttm.SttmError as error:
             said = str(error).replace(str(folder), "")
-            assert "\n" not in said and len(said) < 500 and not said.endswith("."), (kind, said)
+            assert "\n" not in said and len(said) < 400 and not said.endswith("."), (kind, said)
         else:
             assert labels == right[0] and torch.equal(found, right[1]), kind
 
