@@ -77,7 +77,7 @@ def refused(folder: Path) -> str:
     with pytest.raises(sttm.SttmError) as caught:
         answer(folder)
     said = str(caught.value)
-    assert "\n" not in said and len(said.replace(str(folder), "")) < 500 and not said.endswith(".")
+    assert "\n" not in said and len(said.replace(str(folder), "")) < 400 and not said.endswith(".")
     return said
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 #: Characters of a user's own text that a message quotes at most.
 QUOTED = 300
+#: And of a name, which is short where it is right, and stands beside all the names there are.
+NAME = 100
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -20,10 +22,10 @@ class SttmError(ValueError):
         super().__init__(shortened(message))
 
 
-def quoted(text: object) -> str:
+def quoted(text: object, most: int = QUOTED) -> str:
     """Return a user's text as a message quotes it: as it is, or its first characters where it is long."""
     text = str(text)
-    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def shortened(message: str) -> str:
@@ -47,7 +49,7 @@ def unknown(what: str, name: object, known: Iterable[str], advice: str = "") -> 
     known = list(known)
     every = f"choose one of {', '.join(known)}" if len(known) > 2 else f"choose {' or '.join(known)}"
     near = did_you_mean(name, known)
-    return SttmError(f"unknown {what} {quoted(name)!r}; {near} {advice or every}".replace(";  ", "; "))
+    return SttmError(f"unknown {what} {quoted(name, NAME)!r}; {near} {advice or every}".replace(";  ", "; "))
 
 
 def first_line(error: BaseException) -> str:

@@ -276,7 +276,9 @@ def test_learned_parts_can_be_quantized_and_offloaded(name: str) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(module), {nn.Linear}, dtype=torch.qint8)
     assert not any(type(layer) is nn.Linear for layer in quantized.modules())
     # As a share of the signal: a map that reads steps of 1/128 shows the rounding of similarities in single values.
-    assert (quantized(given)[0].x_BTSC - expected).norm() < 0.06 * expected.norm()
+    # Random drop with the motion feature, of a few tokens at size one, comes to 5.8 %.
+    bound = 0.06 if spec_of(name).training == "never" else 0.05
+    assert (quantized(given)[0].x_BTSC - expected).norm() < bound * expected.norm()
     accelerate = pytest.importorskip("accelerate")
     offloaded = accelerate.cpu_offload(copy.deepcopy(module), execution_device=torch.device("cpu"))
     assert torch.equal(offloaded(given)[0].x_BTSC, expected)
