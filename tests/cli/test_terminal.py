@@ -158,7 +158,7 @@ def test_completion_knows_commands_and_options():
         names = {"_STTM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         run = subprocess.run(STTM, env=ENVIRONMENT | names, capture_output=True, text=True, check=False)
         assert wanted in run.stdout.split(), run
-    shown = subprocess.run(
-        [*STTM, "--show-completion", "bash"], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+    # The shell is found among the parents of the process, so one is started; "true" keeps bash from leaving its place.
+    script = " ".join([*STTM, "--show-completion"]) + "; true"
+    shown = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert "_STTM_COMPLETE" in shown.stdout, shown
