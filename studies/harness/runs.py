@@ -216,7 +216,7 @@ def main(study: str, doc: str | None, entries: list[dict[str, Any]], work: Calla
 
 
 def write_report(report: Callable[[str, str], None], study: str, scale: str, split: str) -> None:
-    """Write the table and the plot of a study, and put the table on the page of the evidence."""
+    """Write the table and the plot of a study, and put the table on the pages that show it."""
     report(scale, split)
     if (scale, split) == ("small", "test"):
         show_in_docs(folder_of(study) / "table.md")

@@ -116,14 +116,13 @@ def origin(rows: Sequence[Row], command: str) -> str:
 
 
 def show_in_docs(table: Path) -> None:
-    """Put results/<study>/table.md between its marks on the page docs/evidence.md."""
-    page = table.parents[2] / "docs" / "evidence.md"
+    """Put results/<study>/table.md between its marks on every page of docs/ that has them."""
     start, end = f"<!-- results/{table.parent.name}/{table.name} -->\n", "<!-- end -->"
-    if start not in page.read_text(encoding="utf-8"):
-        return
-    before, marked = page.read_text(encoding="utf-8").split(start)
-    rest = marked[marked.index(end) :]
-    page.write_text(f"{before}{start}\n{table.read_text(encoding='utf-8')}\n{rest}", encoding="utf-8")
+    for page in (table.parents[2] / "docs").glob("*.md"):
+        before, found, marked = page.read_text(encoding="utf-8").partition(start)
+        if found:
+            rest = marked[marked.index(end) :]
+            page.write_text(f"{before}{start}\n{table.read_text(encoding='utf-8')}\n{rest}", encoding="utf-8")
 
 
 def _deviation_of_delta(group: Group, plain: Group) -> float:
