@@ -25,8 +25,8 @@ CELLS = 2**LATTICE_BITS
 OFFSET = 0.618
 # Each cell's number with a gap after every bit: those of y and of x then interleave.
 GAPPED = [sum((cell >> bit & 1) << 2 * bit for bit in range(LATTICE_BITS)) for cell in range(CELLS)]
-# Steps of the raster position, and the most tokens of a window: factors that keep the parts of a key apart.
-RASTER, MOST_TOKENS = 2**16, 2**20
+# Steps of the raster position.
+RASTER = 2**16
 # Bits of a token's rank in its window; float32 holds such numbers exactly.
 RANK_BITS = 24
 # Decides between equally novel tokens; differences of features are far larger.
@@ -58,11 +58,14 @@ class ZOrder(nn.Module):
         key_BFL = self.y_key[y] + self.x_key[x]
         if timed:
             key_BFL = t * CELLS**2 + key_BFL
-        # Below the cell the raster position; below that, where centroids coincide, the place in store. All keys differ,
-        # so that every engine sorts them alike.
+        # Within a cell by raster position; where centroids coincide, by place in store. Two sorts of keys below 2^31
+        # each, as OpenVINO has no integers of 64 bits; all keys differ, so that every engine sorts them alike.
         raster_BFL = ((unit_BFL3[..., 1] * 0.5 + unit_BFL3[..., 2] * 0.25) * RASTER + OFFSET).floor().long()
-        stored_L = torch.arange(position_BFL3.shape[2], device=position_BFL3.device)
-        return ((key_BFL * RASTER + raster_BFL) * MOST_TOKENS + stored_L).argsort(dim=-1)
+        length = position_BFL3.shape[2]
+        stored_L = torch.arange(length, device=position_BFL3.device)
+        by_raster_BFL = (raster_BFL * length + stored_L).argsort(dim=-1)
+        by_cell_BFL = (key_BFL.gather(-1, by_raster_BFL) * length + stored_L).argsort(dim=-1)
+        return by_raster_BFL.gather(-1, by_cell_BFL)
 
 
 def regular_picks(length: int, count: int) -> list[int]:
