@@ -6,13 +6,22 @@ from typing import Any
 
 from sttm.backbones.base import Backbone
 from sttm.backbones.timesformer import TimeSformer
+from sttm.backbones.towers.clip import CLIP
+from sttm.backbones.towers.dinov2 import DINOv2, DINOv2WithRegisters
+from sttm.backbones.towers.dinov3 import DINOv3
+from sttm.backbones.towers.siglip import SigLIP
+from sttm.backbones.towers.vit import ViT
+from sttm.backbones.towers.xclip import XCLIP
 from sttm.backbones.videomae import VideoMAE
-from sttm.backbones.vit import ViT
+from sttm.backbones.videoprism import VideoPrism
 from sttm.backbones.vivit import ViViT
 from sttm.backbones.vjepa2 import VJEPA2
 from sttm.errors import SttmError
 
-FAMILIES: list[Backbone] = [VideoMAE(), TimeSformer(), ViViT(), VJEPA2(), ViT()]
+FAMILIES: list[Backbone] = [
+    *(VideoMAE(), TimeSformer(), ViViT(), VJEPA2(), VideoPrism(), XCLIP()),
+    *(ViT(), CLIP(), SigLIP(), DINOv2(), DINOv2WithRegisters(), DINOv3()),
+]
 
 
 def register(backbone: Backbone) -> None:
