@@ -5,22 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
+    VideoPrismForVideoClassification,
+    VideoPrismVisionConfig,
     ViTConfig,
     ViTForImageClassification,
     VivitConfig,
     VivitForVideoClassification,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
+    VJEPA2Model,
+    XCLIPVisionConfig,
+    XCLIPVisionModel,
 )
 
 from sttm.backbones import backbone_of
@@ -59,6 +74,47 @@ def vjepa2(frames: int = 8, **options: Any) -> Any:
     return VJEPA2ForVideoClassification(config)
 
 
+def vjepa2_features() -> Any:
+    return VJEPA2Model(vjepa2().config)
+
+
+#: A picture of 6 x 6 patches.
+_PICTURE: dict[str, Any] = _SIZES | dict(image_size=24, patch_size=4)
+
+
+def clip(**options: Any) -> Any:
+    sizes = _PICTURE | dict(intermediate_size=96, projection_dim=20)
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes | options))
+
+
+def siglip(**options: Any) -> Any:
+    return SiglipVisionModel(SiglipVisionConfig(**_PICTURE | dict(intermediate_size=96) | options))
+
+
+def dinov2(**options: Any) -> Any:
+    return Dinov2ForImageClassification(Dinov2Config(**_PICTURE | dict(mlp_ratio=2, use_swiglu_ffn=True) | options))
+
+
+def dinov2_registers(**options: Any) -> Any:
+    sizes = _PICTURE | dict(mlp_ratio=2, num_register_tokens=3)
+    return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes | options))
+
+
+def dinov3(**options: Any) -> Any:
+    sizes = _PICTURE | dict(intermediate_size=96, use_gated_mlp=True, num_register_tokens=2)
+    return DINOv3ViTModel(DINOv3ViTConfig(**sizes | options))
+
+
+def xclip(**options: Any) -> Any:
+    return XCLIPVisionModel(XCLIPVisionConfig(**_PICTURE | dict(intermediate_size=96, num_frames=4) | options))
+
+
+def videoprism(frames: int = 4, **options: Any) -> Any:
+    sizes: dict[str, Any] = dict(hidden_size=48, num_attention_heads=4, num_labels=5, intermediate_size=96)
+    sizes |= dict(image_size=24, tubelet_size=[1, 4, 4], num_frames=frames, num_spatial_layers=4, num_temporal_layers=1)
+    return VideoPrismForVideoClassification(VideoPrismVisionConfig(**sizes | options))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "videomae": videomae,
     "vivit": vivit,
@@ -68,12 +124,27 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "vjepa2": vjepa2,
     "vit": vit,
 }
+#: Families whose blocks are built as one of `FAMILIES`, for the parts of the contract that take little time; what takes
+#: long (threads, compilers, exporters, every method) runs on those that differ (`DISTINCT`).
+MORE: dict[str, Callable[[], Any]] = {
+    "vjepa2-features": vjepa2_features,
+    "clip": clip,
+    "siglip": siglip,
+    "dinov2": dinov2,
+    "dinov2-registers": dinov2_registers,
+    "dinov3": dinov3,
+    "xclip": xclip,
+    "videoprism": videoprism,
+}
+ALL = FAMILIES | MORE
+#: Rotary positions by an argument; a head whose keys count by size; tokens of the layer's own and of no clip's grid.
+DISTINCT = ["dinov3", "siglip", "xclip"]
 
 
 def lively(family: str, seed: int = 0) -> Any:
     """Return a small model in eval mode whose weights are far from a fresh start, so that a wrong token shows."""
     torch.manual_seed(seed)
-    model = FAMILIES[family]().eval()
+    model = ALL[family]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -97,10 +168,19 @@ def pixels(model: Any, clips: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def answer(model: Any, clips: torch.Tensor) -> torch.Tensor:
+    """Return what a model says of clips: its logits, its pooled features, or the mean of its tokens."""
+    features = "VJEPA2Model" in {cls.__name__ for cls in type(unwrap(model)).__mro__}
+    out = model(clips, skip_predictor=True) if features else model(clips)
+    for name in ("logits", "image_embeds", "pooler_output"):
+        if (found := getattr(out, name, None)) is not None:
+            return cast(torch.Tensor, found.flatten(1))
+    return cast(torch.Tensor, out.last_hidden_state.mean(1))
+
+
 def logits(model: Any, clips: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        out: torch.Tensor = model(clips).logits
-    return out
+        return answer(model, clips)
 
 
 class FixedModel(nn.Module):

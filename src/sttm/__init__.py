@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sttm.errors import SttmError
     from sttm.evaluation.predict import predict
     from sttm.merging.merger import TokenMerger
+    from sttm.merging.tokens import unmerge
     from sttm.models import load, save
     from sttm.patching.api import apply, macs, remove, trace
     from sttm.patching.plan import Plan
@@ -32,6 +33,7 @@ __all__ = [
     "remove",
     "save",
     "trace",
+    "unmerge",
 ]
 
 register_when_imported()
@@ -49,6 +51,7 @@ _MODULES = {
     "remove": "patching.api",
     "save": "models",
     "trace": "patching.api",
+    "unmerge": "merging.tokens",
 }
 
 

@@ -31,6 +31,7 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
+        architecture: the class that the model was saved from, as its config says; "" where it does not.
         kind: the model type of transformers.
         config: the model's own config, of its family's class.
         plan: the plan of its mergers; None for a plain model.
@@ -42,6 +43,7 @@ class ModelFolder:
     config: Any
     plan: Plan | None
     header: Header
+    architecture: str = ""
 
     @cached_property
     def auto_class(self) -> Any:
@@ -51,6 +53,16 @@ class ModelFolder:
         of_videos = self.kind in auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
         of_pictures = self.kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not of_videos
         return auto.AutoModelForImageClassification if of_pictures else auto.AutoModelForVideoClassification
+
+    @cached_property
+    def model_class(self) -> Any:
+        """The class of transformers that the folder was saved from, where a family has it; else `auto_class`."""
+        import transformers
+
+        from sttm.backbones import known_classes
+
+        named = getattr(transformers, self.architecture, None) if self.architecture in known_classes() else None
+        return named if named is not None and isinstance(self.config, named.config_class) else self.auto_class
 
     def check_model(self, model: nn.Module) -> None:
         """Check a model that was loaded from the folder, mergers included: see `check_weights`."""
@@ -80,7 +92,10 @@ def open_folder(folder: Path) -> ModelFolder:
     kind = values.get(INNER_TYPE) if merged else values.get("model_type")
     own = {**values[INNER], **{key: values[key] for key in ("dtype",) if key in values}} if merged else values
     config = make_config(kind, own, file, header)
-    return ModelFolder(folder, config.model_type, config, read_plan(folder / PLAN_FILE) if merged else None, header)
+    named = own.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    plan = read_plan(folder / PLAN_FILE) if merged else None
+    return ModelFolder(folder, config.model_type, config, plan, header, architecture)
 
 
 def check_files(folder: Path) -> None:

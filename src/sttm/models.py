@@ -46,7 +46,7 @@ def resolve(name: str | Path) -> Path:
 
 
 def load(name: str | Path = DEFAULT) -> Any:
-    """Load a model that classifies videos (or pictures) in eval mode, merged if it was saved merged.
+    """Load a model in eval mode, merged if it was saved merged: one that classifies, unless its config says otherwise.
 
     Args:
         name: one of the bundled models, a folder, or a hub id.
@@ -58,7 +58,7 @@ def load(name: str | Path = DEFAULT) -> Any:
     from sttm.backbones import backbone_of
 
     folder = open_folder(resolve(name))
-    model, info = build(folder, f"load a model from {name}")
+    model, info = build(folder, f"load a model from {name}", kind=folder.model_class)
     check_loaded(info, model, name)
     backbone_of(model)
     if folder.plan is not None:
@@ -67,15 +67,18 @@ def load(name: str | Path = DEFAULT) -> Any:
     return model.eval()
 
 
-def build(folder: ModelFolder, what: str, advice: str = "", config: Any = None) -> tuple[Any, dict[str, Any]]:
+def build(
+    folder: ModelFolder, what: str, advice: str = "", config: Any = None, kind: Any = None
+) -> tuple[Any, dict[str, Any]]:
     """Return the plain model of a folder and what transformers says of its tensors, those of mergers left aside.
 
     Args:
         what, advice: what this is for and what to do if it fails, for messages.
         config: in place of the folder's own.
+        kind: the class of the model; left out, the one that classifies.
     """
     with quiet(), explained(what, advice):
-        model, info = folder.auto_class.from_pretrained(
+        model, info = (kind or folder.auto_class).from_pretrained(
             folder.path, config=config or folder.config, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
@@ -88,7 +91,13 @@ def load_with_preprocess(name: str | Path = DEFAULT) -> tuple[Any, Preprocess]:
     """Load a model and the preprocessing that its folder describes; see `load`."""
     from sttm.data.transforms.preprocess import Preprocess
 
-    return load(name), Preprocess.from_folder(resolve(name))
+    preprocess, model = Preprocess.from_folder(resolve(name)), load(name)
+    if not hasattr(model, "classifier"):
+        raise SttmError(
+            f"{name} is a {type(model).__name__}, which has no head that classifies; give a model that was fine-tuned "
+            "for classification"
+        )
+    return model, preprocess
 
 
 def bring_to_compute(model: nn.Module, compute: float | None, method: str = "sttm", **options: Any) -> Plan | None:

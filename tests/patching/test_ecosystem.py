@@ -19,7 +19,7 @@ from torch import nn
 import sttm
 from sttm.patching import api
 from sttm.patching.saving import PLAN_FILE
-from tests.helpers import FAMILIES, lively, logits, pixels, stir
+from tests.helpers import FAMILIES, answer, lively, logits, pixels, stir
 
 #: One of each family: what is tested here does not depend on TimeSformer's kind of attention.
 ONE_EACH = [name for name in FAMILIES if name not in ("timesformer-joint", "timesformer-space")]
@@ -80,7 +80,7 @@ def test_lora_on_every_linear_layer(family: str, first: str) -> None:
     stir(model)  # at its start, motion has no gradient for what is in front of its map
     model.train()
     # All classes: a single one would leave parts of the head without gradient.
-    nn.functional.cross_entropy(model(pixels(model, 5)).logits, torch.arange(5)).backward()
+    nn.functional.cross_entropy(answer(model, pixels(model, 5)), torch.arange(5)).backward()
     dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert [name for name in dead if "predictor" not in name] == []
     sttm.remove(model)
@@ -107,7 +107,7 @@ def test_fully_sharded(family: str, shards: str, one_process: None) -> None:
             fully_shard(module)
     fully_shard(model)
     torch.testing.assert_close(logits(model, pixels(model)), expected)
-    model(pixels(model)).logits.sum().backward()
+    answer(model, pixels(model)).sum().backward()
     grads = [p.grad for n, p in model.named_parameters() if ".merger." in n]
     assert grads and all(grad is not None for grad in grads)
 
@@ -140,7 +140,7 @@ def test_onnx(family: str, learned: bool, tmp_path: Path) -> None:
             self.model = model
 
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.model(clips).logits
+            out: torch.Tensor = answer(self.model, clips)
             return out
 
     batch = torch.export.Dim("batch", min=1, max=64)

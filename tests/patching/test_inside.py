@@ -20,7 +20,7 @@ from sttm.patching.api import install, plan_of
 from sttm.patching.hooks import MERGER
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.patching.state import local
-from tests.helpers import FAMILIES, lively, logits, pixels, stir, videomae
+from tests.helpers import FAMILIES, answer, lively, logits, pixels, stir, videomae
 
 METHODS_INSIDE = [name for name in METHODS if spec_of(name).inside == "all"]
 OPEN = [name for name in FAMILIES if not name.startswith("timesformer")]
@@ -126,7 +126,7 @@ def test_a_recomputation_follows_the_map(family: str, method: str, reentrant: bo
         if (module := getattr(block, MERGER, None)) is not None:
             module.register_forward_hook(lambda *_: calls.append(0))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    (model(pixels(model)).logits.square().sum() + model(pixels(model, seed=3)).logits.square().sum()).backward()
+    (answer(model, pixels(model)).square().sum() + answer(model, pixels(model, seed=3)).square().sum()).backward()
     assert len(calls) == 2 * len(plan_of(model).mergers) and not local.steps
 
 
@@ -146,7 +146,7 @@ def test_motion_is_added_to_the_slots_that_leave_the_block(family: str, method: 
     model.train()
     if reentrant is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    out = model(pixels(model)).logits
+    out = answer(model, pixels(model))
     torch.testing.assert_close(out, moved, rtol=1e-4, atol=1e-5)
     out.square().sum().backward()
     dead = [n for n, p in model.named_parameters() if ".merger." in n and (p.grad is None or not p.grad.any())]

@@ -21,7 +21,7 @@ from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
 from sttm.patching.plan import MergerPlan, Plan
 from sttm.visual.pictures import slots
-from tests.helpers import FAMILIES, lively, logits, pixels
+from tests.helpers import FAMILIES, answer, lively, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]
 LEARNED = {name for name in METHODS if spec_of(name).training == "required"}
@@ -105,7 +105,7 @@ def test_a_reduced_model_keeps_every_promise(method: str, name: str) -> None:
     half = copy.deepcopy(model).bfloat16()
     assert logits(half, pixels(model).bfloat16()).isfinite().all()
     model.train()
-    nn.functional.cross_entropy(model(pixels(model)).logits, torch.tensor([0, 1] * (len(both) // 2))).backward()
+    nn.functional.cross_entropy(answer(model, pixels(model)), torch.tensor([0, 1] * (len(both) // 2))).backward()
     dead = [n for n, p in model.named_parameters() if "predictor" not in n and (p.grad is None or not p.grad.any())]
     assert [n for n in dead if not n.endswith("key.bias")] == []
     sttm.remove(model)

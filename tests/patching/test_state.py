@@ -14,7 +14,7 @@ from torch import nn
 import sttm
 from sttm.backbones import backbone_of
 from sttm.patching.state import local
-from tests.helpers import FAMILIES, lively, logits, pixels, stir
+from tests.helpers import FAMILIES, answer, lively, logits, pixels, stir
 
 #: The merger in every family; methods that merge inside a block in those whose blocks open up.
 INSIDE = [("videomae", "evit"), ("vivit", "tome"), ("vjepa2", "tome"), ("vit", "evit")]
@@ -76,8 +76,8 @@ def test_replicas_answer_as_the_model(model: Any) -> None:
         for parameter in model.parameters():
             parameter.mul_(2)
     calls = [lambda r=r, c=c: logits(r, c) for _ in range(5) for r, c in zip(replicas, clips, strict=True)]
-    for index, answer in enumerate(in_threads(calls, threads=4)):
-        assert torch.equal(answer, alone[index % 4])
+    for index, found in enumerate(in_threads(calls, threads=4)):
+        assert torch.equal(found, alone[index % 4])
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_checkpointed_forwards_before_one_backward(model: Any, reentrant: bool) 
     clips = [pixels(model, 1, seed) for seed in range(3)]
 
     def loss() -> torch.Tensor:
-        return torch.stack([model(clip).logits.square().sum() for clip in clips]).sum()
+        return torch.stack([answer(model, clip).square().sum() for clip in clips]).sum()
 
     loss().backward()
     expected = gradients(model)
@@ -116,7 +116,7 @@ def test_checkpointing_around_blocks_is_refused(model: Any) -> None:
     for number, block in enumerate(blocks):
         blocks[number] = checkpoint_wrapper(block)
     model.train()
-    loss = model(pixels(model)).logits.sum()
+    loss = answer(model, pixels(model)).sum()
     with pytest.raises(sttm.SttmError, match="gradient_checkpointing_enable"):
         loss.backward()
 
@@ -168,8 +168,8 @@ def test_the_base_by_itself(model: Any) -> None:
 def test_vmap_is_a_loop(model: Any) -> None:
     clips = torch.stack([pixels(model, 1, seed) for seed in range(3)])
     with torch.no_grad():
-        found = torch.func.vmap(lambda clip: model(clip).logits)(clips)
-        expected = torch.stack([model(clip).logits for clip in clips])
+        found = torch.func.vmap(lambda clip: answer(model, clip))(clips)
+        expected = torch.stack([answer(model, clip) for clip in clips])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

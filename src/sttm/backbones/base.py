@@ -9,99 +9,18 @@ frame after a merger, N = P + T*S tokens, C width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Literal
+from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sttm.backbones.parts import Attention, ClipShape, Grid, Layer, Pooling, Slots
 from sttm.errors import SttmError
 from sttm.merging.tokens import Tokens
 
-# One clip of pixels: frames, channels, height, width.
-ClipShape = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The token grid of one clip: T frames of H x W tokens, after P prefix tokens.
-
-    `sequences` is how many times the blocks run for one clip: 1, or T where each frame goes through by itself.
-    """
-
-    frames: int
-    height: int
-    width: int
-    prefix: int
-    sequences: int = 1
-
-    @property
-    def tokens(self) -> int:
-        return self.height * self.width
-
-
-@dataclass(frozen=True, eq=False)
-class Slots:
-    """What the hidden states stand for after a merger: the size and position of each slot, after P prefix tokens.
-
-    Attributes:
-        size_BFM: how many tokens of the first grid each slot stands for.
-        position_BFM3: where it is, (t, y, x), each axis in [-1, 1].
-        log_size_BN: log sizes in the order of the hidden states, prefix tokens counting one each; None where slots
-            count alike.
-        prefix: P.
-    """
-
-    size_BFM: Tensor
-    position_BFM3: Tensor
-    log_size_BN: Tensor | None
-    prefix: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention module whose keys are the tokens, and how the sizes of its keys reach its scores.
-
-    Attributes:
-        module: looks its attention function up in transformers' interface by `module.config`.
-        dropout: or, where attention is written out, the dropout that the probabilities go through.
-        over: which tokens a query sees: all of the clip, those of its frame, or those of its place in every frame.
-    """
-
-    module: nn.Module
-    dropout: nn.Module | None = None
-    over: Literal["clip", "frame", "place"] = "clip"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer that attends over the tokens.
-
-    Attributes:
-        module: the layer.
-        attention: its attention modules.
-        keyword: the keyword argument of the layer that it hands on to its attention, by which the slots travel (so that
-            gradient checkpointing captures them); None where it hands on nothing, and its forward is wrapped.
-        position: the place of that argument where it is passed by position.
-        norm: the norm that the sum of attention and residual goes through on its way to the MLP; None where nothing can
-            merge inside the layer.
-        mlp: the last module of the MLP that works on each token by itself, before the residual is added.
-    """
-
-    module: nn.Module
-    attention: tuple[Attention, ...]
-    keyword: str | None = "sttm_slots"
-    position: int | None = None
-    norm: nn.Module | None = None
-    mlp: nn.Module | None = None
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """A head that reads the tokens itself: the module that gets their mean, or the first of them."""
-
-    module: nn.Module
-    reads: Literal["mean", "first"]
+__all__ = ["Attention", "Backbone", "ClipShape", "Grid", "Layer", "Pooling", "Slots", "check_clip", "linear_macs"]
+__all__ += ["pair", "patches", "transformer_macs"]
 
 
 class Backbone(ABC):
@@ -118,8 +37,12 @@ class Backbone(ABC):
     aligned: bool = False
     #: tokens lie place by place, all frames of a place together, instead of frame by frame
     time_minor: bool = False
-    #: pixels are pictures, [clips, channels, height, width], each a clip of one frame
+    #: pixels are pictures, [clips * frames, channels, height, width], and each goes through the blocks by itself
     pictures: bool = False
+    #: what is behind the blocks joins tokens by their index: they come back as the first grid (see `sttm.apply`)
+    restores: bool = False
+    #: tokens turn by their positions in attention
+    rotates: bool = False
 
     @abstractmethod
     def blocks(self, model: Any) -> Any:
@@ -127,7 +50,8 @@ class Backbone(ABC):
 
     def clip_shape(self, model: Any) -> ClipShape:
         """Return the pixels of one clip that the model is configured for."""
-        return model.config.num_frames, model.config.num_channels, *pair(model.config.image_size)
+        config = self.config(model)
+        return config.num_frames, config.num_channels, *pair(config.image_size)
 
     @abstractmethod
     def grid(self, model: Any, clip_shape: ClipShape) -> Grid:
@@ -143,12 +67,22 @@ class Backbone(ABC):
 
     def block_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         """Return the multiply-adds of one block, of one sequence, at frames x tokens; by default of joint attention."""
-        config = model.config
-        return transformer_macs(grid.prefix + frames * tokens, config.hidden_size, config.intermediate_size)
+        (count, length), width = self.lengths(grid, frames, tokens), self.width(model)
+        attention = 4 * length * width**2 + 2 * length**2 * width
+        return count * attention + self.mlp_macs(model, grid, frames, tokens)
 
     def mlp_macs(self, model: Any, grid: Grid, frames: int, tokens: int) -> int:
         """Return the share of the MLP in `block_macs`, for families in whose blocks tokens can merge."""
-        return 2 * (grid.prefix + frames * tokens) * model.config.hidden_size * model.config.intermediate_size
+        count, length = self.lengths(grid, frames, tokens)
+        return count * length * self.mlp_weights(model)
+
+    def mlp_weights(self, model: Any) -> int:
+        """Return the weights of a block's MLP: its multiply-adds for one token; by default of two matrices."""
+        return 2 * self.width(model) * int(self.config(model).intermediate_size)
+
+    def lengths(self, grid: Grid, frames: int, tokens: int) -> tuple[int, int]:
+        """Return how many sequences frames x tokens are for the blocks, and the tokens of each with their prefix."""
+        return (frames, grid.prefix + tokens) if self.pictures else (1, grid.prefix + frames * tokens)
 
     @abstractmethod
     def layer(self, block: Any) -> Layer:
@@ -156,10 +90,11 @@ class Backbone(ABC):
 
     def pixels_shape(self, clips: int, clip_shape: ClipShape) -> tuple[int, ...]:
         """Return the shape of the pixels of so many clips, as a forward takes them."""
-        return (clips, *clip_shape[1:]) if self.pictures else (clips, *clip_shape)
+        frames, *picture = clip_shape
+        return (clips * frames, *picture) if self.pictures else (clips, *clip_shape)
 
     def clip_of(self, pixels: Tensor) -> ClipShape:
-        """Return the shape of one clip of such pixels.
+        """Return the shape of one clip of such pixels; a picture is a clip of one frame.
 
         Raises:
             SttmError: for pixels of another number of dimensions.
@@ -178,6 +113,20 @@ class Backbone(ABC):
         """Return the model without its head; a call of it is a forward by itself."""
         return getattr(model, "base_model", model)
 
+    def config(self, model: Any) -> Any:
+        """Return the config that the blocks are made by."""
+        return self.base(model).config
+
+    def check_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], restored: bool) -> None:
+        """Raise SttmError for a call of the merged model, or of its base, that merged tokens cannot answer.
+
+        `restored`: the tokens come back as the first grid.
+        """
+        if kwargs.get("attention_mask") is not None:
+            raise SttmError(
+                "a merged model takes no attention mask, as its tokens are not those of the mask; leave it out"
+            )
+
     def head_layers(self, model: Any) -> list[Layer]:
         """Return the layers behind the blocks that attend over the tokens too."""
         return []
@@ -187,11 +136,12 @@ class Backbone(ABC):
         return None
 
     def width(self, model: Any) -> int:
-        return int(model.config.hidden_size)
+        return int(self.config(model).hidden_size)
 
     def head_width(self, model: Any) -> int:
         """Return the width of the keys of one attention head."""
-        return getattr(model.config, "head_dim", None) or self.width(model) // model.config.num_attention_heads
+        config = self.config(model)
+        return getattr(config, "head_dim", None) or self.width(model) // config.num_attention_heads
 
     def check(self, model: Any) -> None:
         """Raise SttmError for a setting of the family that cannot be merged."""
@@ -200,12 +150,23 @@ class Backbone(ABC):
         """Return the settings that a block behind a merger has to read from its config instead of the model's."""
         return {}
 
-    def rotary(self, hidden_BNC: Tensor, slots: Slots, grid: Grid) -> tuple[Tensor, ...] | None:
-        """Return the positions that stand in for `attention.get_position_ids`; None in a family without rotary ones."""
-        return None
+    def rotary(self, given: Any, slots: Slots, grid: Grid, attention: Any = None) -> tuple[Tensor, ...]:
+        """Return the rotary positions of merged tokens, of a family that `rotates`.
+
+        Args:
+            given: the hidden states, for what stands in for `attention.get_position_ids`; or the positions of the
+                first grid that the attention module gets by its argument `Attention.rotary`.
+        """
+        raise NotImplementedError
 
     def split(self, hidden_BNC: Tensor, frames: int, tokens: int, prefix: int) -> tuple[Tensor, Tensor | None]:
-        """Return the grid and the prefix of hidden states: [B, P + T*S, C] -> [B T S C], [B P C]."""
+        """Return the grid and the prefix of hidden states: [B, P + T*S, C] -> [B T S C], [B P C].
+
+        Where each frame goes through by itself: [B*T, P + S, C] -> [B T S C], [B T*P C].
+        """
+        if self.pictures:
+            x_BTNC = hidden_BNC.unflatten(0, (-1, frames))
+            return x_BTNC[:, :, prefix:], x_BTNC[:, :, :prefix].flatten(1, 2) if prefix else None
         x_BNC = hidden_BNC[:, prefix:]
         if self.time_minor:
             x_BTSC = x_BNC.unflatten(1, (tokens, frames)).transpose(1, 2)
@@ -213,19 +174,36 @@ class Backbone(ABC):
             x_BTSC = x_BNC.unflatten(1, (frames, tokens))
         return x_BTSC, hidden_BNC[:, :prefix] if prefix else None
 
-    def join(self, x_BFMC: Tensor, prefix_BPC: Tensor | None = None) -> Tensor:
-        """Return the inverse of `split`: [B F M C], [B P C] -> [B, P + F*M, C]."""
-        x_BNC = (x_BFMC.transpose(1, 2) if self.time_minor else x_BFMC).flatten(1, 2)
-        return x_BNC if prefix_BPC is None else torch.cat((prefix_BPC, x_BNC), dim=1)
+    def join(self, x_BFMC: Tensor, prefix_BPC: Tensor | None, prefix: int) -> Tensor:
+        """Return the inverse of `split`: [B F M C], [B P C] -> [B, P + F*M, C].
 
-    def slots(self, tokens: Tokens, prefix: int, sized: bool) -> Slots:
+        Where each frame goes through by itself, [B F M C], [B T*P C] -> [B*F, P + M, C]: frames that became one share
+        the average of their prefix tokens, and one that became several gives its own to each.
+        """
+        if prefix_BPC is None or not self.pictures:
+            x_BNC = self.in_order(x_BFMC)
+            return x_BNC if prefix_BPC is None else torch.cat((prefix_BPC, x_BNC), dim=1)
+        prefix_BTPC, frames = prefix_BPC.unflatten(1, (-1, prefix)), x_BFMC.shape[1]
+        if prefix_BTPC.shape[1] > frames:
+            prefix_BTPC = prefix_BTPC.unflatten(1, (frames, -1)).mean(2)
+        elif prefix_BTPC.shape[1] < frames:
+            prefix_BTPC = prefix_BTPC.repeat_interleave(frames // prefix_BTPC.shape[1], dim=1)
+        return torch.cat((prefix_BTPC, x_BFMC), dim=2).flatten(0, 1)
+
+    def in_order(self, x_BFM: Tensor) -> Tensor:
+        """Return values of a grid as the hidden states hold its tokens: [B F M ...] -> [B F*M ...] or [B*F M ...]."""
+        if self.pictures:
+            return x_BFM.flatten(0, 1)
+        return (x_BFM.transpose(1, 2) if self.time_minor else x_BFM).flatten(1, 2)
+
+    def slots(self, tokens: Tokens, grid: Grid, sized: bool) -> Slots:
         """Return what the tokens that a merger left stand for."""
         log_size_BN = None
         if sized:
-            size_BFM = tokens.size_BTS.transpose(1, 2) if self.time_minor else tokens.size_BTS
-            # A prefix token counts one: its log size is 0.
-            log_size_BN = nn.functional.pad(size_BFM.flatten(1).log(), (prefix, 0))
-        return Slots(tokens.size_BTS, tokens.position_BTS3, log_size_BN, prefix)
+            # A prefix token counts one, or, where each frame has its own, the frames that became one.
+            frames = grid.frames / tokens.size_BTS.shape[1] if self.pictures else 1
+            log_size_BN = nn.functional.pad(self.in_order(tokens.size_BTS).log(), (grid.prefix, 0), value=log(frames))
+        return Slots(tokens.size_BTS, tokens.position_BTS3, log_size_BN, grid.prefix)
 
 
 def pair(size: Any) -> tuple[int, int]:
@@ -253,6 +231,11 @@ def check_clip(family: str, wanted: ClipShape, given: ClipShape, tubelet: int) -
             f"this {family} model takes clips of {wanted} (frames, channels, height, width) and got {given}; "
             "give clips of that shape, or load the model with a config for yours"
         )
+
+
+def linear_macs(layer: Any) -> int:
+    """Return the multiply-adds of a linear layer for one token; 0 for a head that is none, or is not there."""
+    return int(getattr(layer, "in_features", 0) * getattr(layer, "out_features", 0))
 
 
 def transformer_macs(tokens: int, width: int, inner: int, keys: int | None = None) -> int:

@@ -54,6 +54,11 @@ def make_config(kind: object, values: Mapping[str, Any], file: Path, header: Hea
         raise SttmError(f"{file} has model_type={shown(kind)}, which transformers does not know; {AGAIN}")
     family: Any = CONFIG_MAPPING[kind]
     _check_code(values, file)
+    for key, inner in getattr(family, "sub_configs", {}).items():
+        if isinstance(values.get(key), dict):
+            # Of a model of pictures and texts; the weights are those of its tower.
+            weights = header if key == "vision_config" else None
+            values = {**values, key: make_config(inner.model_type, values[key], file, weights).to_dict()}
     hints = typing.get_type_hints(family, localns={"torch": torch})
     declared = {field.name: hints[field.name] for field in fields(family)}
     known = {key: values[key] for key in values if key in (declared | OLDER) and key not in OUTPUTS}

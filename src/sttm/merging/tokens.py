@@ -155,3 +155,32 @@ def compose(maps: list[MergeMap]) -> MergeMap:
     for later in maps[1:]:
         whole = whole.then(later)
     return whole
+
+
+def unmerge(y_BNC: Tensor, maps: list[MergeMap]) -> Tensor:
+    """Return for every token of the first grid the features of its slot: [B, P + F*M, C] -> [B, P + T*S, C].
+
+    Tokens in front of the slots, a class token or registers, stay as they are. `sttm.apply(model, restore=True)` does
+    this inside the model.
+
+    Args:
+        y_BNC: features of the last slots, frame by frame.
+        maps: what `sttm.trace` collected in that forward.
+
+    Example:
+        >>> with sttm.trace(model) as maps:
+        ...     tokens = model(pixels).last_hidden_state
+        >>> sttm.unmerge(tokens, maps).shape  # that of the plain model
+
+    Raises:
+        SttmError: if there are fewer tokens than slots.
+    """
+    whole = compose(maps)
+    slots = whole.size.shape[1]
+    prefix = y_BNC.shape[1] - slots
+    if len(y_BNC) != len(whole.size) or prefix < 0:
+        raise SttmError(
+            f"features of shape {tuple(y_BNC.shape)} are not those of {len(whole.size)} clips of {slots} slots; "
+            "give the tokens and the maps of one forward"
+        )
+    return torch.cat((y_BNC[:, :prefix], whole.unmerge(y_BNC[:, prefix:])), dim=1)

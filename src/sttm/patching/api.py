@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from sttm.backbones import Backbone, backbone_of
-from sttm.backbones.base import ClipShape, Grid, Layer
+from sttm.backbones.base import ClipShape, Grid, Layer, Pooling
 from sttm.errors import SttmError
 from sttm.merging import spec_of
 from sttm.merging.tokens import MergeMap
-from sttm.patching import hooks
+from sttm.patching import behind, hooks
 from sttm.patching.attention import ConfigView, SizedConfig, WeighProbabilities
 from sttm.patching.edits import Edits
 from sttm.patching.plan import MergerPlan, Plan, build_merger
@@ -44,25 +44,29 @@ def apply(
     layers: Sequence[int] | None = None,
     window: int | None = None,
     motion: bool | None = None,
+    restore: bool = False,
 ) -> Plan:
     """Put token mergers into a video transformer, in place, so that it needs `compute` of its multiply-adds.
 
     What that does to accuracy, beside every baseline at equal multiply-adds, is in docs/evidence.md.
 
     Args:
-        model: VideoMAE, TimeSformer, ViViT, V-JEPA 2 or ViT from transformers (or a family of one's own); inside a
-            PeftModel or DDP, the model in it is edited.
+        model: of a family that `sttm models` lists (or one of one's own); inside a PeftModel or DDP, the model in it
+            is edited.
         compute: multiply-adds of the merged model over those of the plain one, the mergers' own included; the plan
             reaches it from below, within 0.01. 1 puts nothing in.
         method: how tokens become fewer; "sttm", or the name of a baseline.
         learned: adds the trainable parts, for fine-tuning; False serves a checkpoint as it is. The model starts alike.
-        clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says.
+        clip_shape: (frames, channels, height, width) of the clips, where they are not what the config says. To a model
+            of pictures, a clip of several frames is so many pictures in a row, and windows of them become one sequence.
         selector: how meta tokens are found (see `TokenMerger`).
         layers: the blocks to merge before, or inside for a method that does (ToMe, PiToMe, EViT), counted from 0; left
             out, the schedule chooses (see `make_plan`).
         window: token frames that the first merger joins to one; left out, what the method is used with.
         motion: whether slots get the motion feature, which has to be trained; left out, the learned merger has it and
             baselines have not.
+        restore: gives the tokens back as the first grid behind the last block, each as its slot, for those who read
+            tokens; else the model's token outputs are slots. Prefix tokens stay as they are.
 
     Returns:
         The plan: where tokens merge and what it costs.
@@ -77,7 +81,7 @@ def apply(
     """
     model = check_plain(model, "sttm.apply", learned=learned or bool(motion))
     backbone = backbone_of(model)
-    plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion)
+    plan = make_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion, restore)
     install(model, plan)
     return plan
 
@@ -205,7 +209,7 @@ class Installation:
     def run(self, mergers: list[nn.Module]) -> None:
         self._open_and_close()
         planned = {m.layer: (m, module) for m, module in zip(self.plan.mergers, mergers, strict=True)}
-        pooling = self.backbone.pooling(self.model)
+        restore, pooling = self.plan.restore, self.backbone.pooling(self.model)
         first = pooling is not None and pooling.reads == "first"
         frames, tokens = 0, 0
         for number, block in enumerate(self.backbone.blocks(self.model)):
@@ -215,7 +219,7 @@ class Installation:
                 merger, module = planned[number]
                 frames, tokens = merger.frames, merger.tokens
                 self.edits.add_module(block, hooks.MERGER, module)
-                hook = self._merger(layer, merger, first)
+                hook = self._merger(layer, merger, kept=first or restore)
             elif frames:
                 hook = hooks.HandOn(self.key, layer.keyword, layer.position)
             else:
@@ -223,25 +227,36 @@ class Installation:
             self._give_slots(layer, hook)
             if own := self.backbone.block_settings(self.model, frames, tokens):
                 self.edits.set_attribute(block, "config", ConfigView(block.config, **own))
+        if restore:
+            self.edits.after(block, behind.Restore(self.key, self.backbone, self.grid))
+            return
         for layer in self.backbone.head_layers(self.model):
             self._give_slots(layer, hooks.HandOn(self.key, layer.keyword, layer.position))
         if pooling is not None and (self.spec.sized or first):
-            self.edits.after(self.backbone.base(self.model), hooks.KeepHidden(self.key))
-            self.edits.before(pooling.module, hooks.ReadTokens(self.key, pooling.reads))
+            self._pool(pooling)
 
     def _open_and_close(self) -> None:
         base = self.backbone.base(self.model)
         for module in (self.model,) if base is self.model else (self.model, base):
-            opened = hooks.OpenForward(self.key, self.backbone, self.plan.clip_shape, self.grid, module is base)
+            opened = hooks.OpenForward(self.key, self.backbone, self.plan, self.grid, module is base)
             self.edits.before(module, opened, with_kwargs=True)
             self.edits.after(module, hooks.CloseForward(), always=True)
 
-    def _merger(self, layer: Layer, merger: MergerPlan, first: bool) -> hooks.Merger:
+    def _pool(self, pooling: Pooling) -> None:
+        """Let a head that reads the tokens itself read merged ones."""
+        if pooling.reads == "keys":
+            self.edits.before(pooling.module, behind.WeighKeys(self.key), with_kwargs=True)
+            return
+        self.edits.after(self.backbone.base(self.model), behind.KeepHidden(self.key))
+        read = behind.ReadTokens(self.key, pooling.reads, self.backbone, self.grid.prefix)
+        self.edits.before(pooling.module, read)
+
+    def _merger(self, layer: Layer, merger: MergerPlan, *, kept: bool) -> hooks.Merger:
         """Return the hook before a layer that merges; put the others of a merger inside it where they belong."""
         if not merger.inside:
-            return hooks.MergeBefore(self.key, layer, self.backbone, self.grid, merger, self.spec, first=first)
+            return hooks.MergeBefore(self.key, layer, self.backbone, self.grid, merger, self.spec, kept=kept)
         assert layer.norm is not None and layer.mlp is not None, "nothing can merge inside this layer"
-        inside = hooks.MergeInside(self.key, layer, self.backbone, self.grid, merger, self.spec, first=first)
+        inside = hooks.MergeInside(self.key, layer, self.backbone, self.grid, merger, self.spec, kept=kept)
         self.edits.before(layer.norm, inside.merge)
         self.edits.after(layer.mlp, inside.unmerge)
         self.edits.after(layer.module, inside.finish, with_kwargs=True)
@@ -262,8 +277,12 @@ class Installation:
                 self.edits.before(attention.dropout, WeighProbabilities(attention.over))
                 continue
             assert layer.keyword is not None, "attention by the interface needs a keyword that reaches it"
-            self.edits.before(attention.module, hooks.TakeSlots(layer.keyword), with_kwargs=True)
+            take = hooks.TakeSlots(layer.keyword, attention, self.backbone, self.grid)
+            self.edits.before(attention.module, take, with_kwargs=True)
             self.edits.set_attribute(attention.module, "config", SizedConfig(attention.module.config))
             if hasattr(attention.module, "get_position_ids"):
                 rotary = hooks.RotaryPositions(self.backbone, self.grid)
                 self.edits.set_attribute(attention.module, "get_position_ids", rotary)
+        for module in layer.aside:
+            assert layer.keyword is not None
+            self.edits.before(module, hooks.DropSlots(layer.keyword), with_kwargs=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sttm.errors import SttmError
 from sttm.patching.state import Step, StepSlots, local
 
 #: The name of `sized_attention` in transformers' interface.
@@ -63,10 +64,17 @@ def sized_attention(
     bias = None if slots is None or slots.log_size_BN is None else slots.log_size_BN[:, None, None]
     if isinstance(slots, StepSlots):
         local.steps.append(slots.step)
-        _read(slots.step, query[:, :, : slots.prefix or None], key, bias, options["scaling"])
+        # The class token is the first of the prefix.
+        queries = query[:, :, : min(slots.prefix, 1) or None]
+        _read(slots.step, queries, key, bias, options["scaling"], options.get("softcap"))
     # A mask that a model makes for its plain tokens hides none of them; one of the user's is refused (OpenForward).
     attention_mask = None if bias is None else bias.to(query.dtype)
     if chosen not in ("eager", "sdpa") and bias is not None:
+        if options.get("softcap") is not None:
+            raise SttmError(
+                f"{chosen} has no exact form of sizes with scores that are softly capped; choose 'eager' by "
+                "model.set_attn_implementation"
+            )
         (query, key), attention_mask = folded(query, key, bias, options["scaling"]), None
     # "eager" is in no interface: each family has a function of its own, and they do not all take a bias.
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, _eager)
@@ -74,22 +82,29 @@ def sized_attention(
 
 
 @torch.no_grad()
-def _read(step: Step, query: Tensor, key: Tensor, bias: Tensor | None, scaling: float) -> None:
+def _read(step: Step, query: Tensor, key: Tensor, bias: Tensor | None, scaling: float, softcap: float | None) -> None:
     """Keep what the merger of a step reads of the attention; a recomputation has the map already."""
     if step.map is None:
         keys = step.reads == "keys"
-        step.cue_BNE = key.mean(1) if keys else received(query, key, bias, scaling)[..., None]
+        step.cue_BNE = key.mean(1) if keys else received(query, key, bias, scaling, softcap)[..., None]
 
 
-def received(query: Tensor, key: Tensor, bias_B11K: Tensor | None, scaling: float) -> Tensor:
+def received(
+    query: Tensor, key: Tensor, bias_B11K: Tensor | None, scaling: float, softcap: float | None = None
+) -> Tensor:
     """Return the attention that each key receives, averaged over queries and heads: [B A Q D], [B A K D] -> [B K]."""
     each = []
     # Head by head: all probabilities at once would be the largest tensor of the model.
     for query_BQD, key_BKD in zip(query.unbind(1), key.unbind(1), strict=True):
-        score_BQK = (query_BQD * scaling) @ key_BKD.transpose(-1, -2)
+        score_BQK = _capped((query_BQD * scaling) @ key_BKD.transpose(-1, -2), softcap)
         score_BQK = score_BQK if bias_B11K is None else score_BQK + bias_B11K[:, 0]
         each.append(score_BQK.softmax(-1, dtype=torch.float32).mean(1))
     return torch.stack(each).mean(0)
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Return scores that grow no further than the cap of a model that has one."""
+    return scores if softcap is None else (scores / softcap).tanh() * softcap
 
 
 def folded(query: Tensor, key: Tensor, bias_B11K: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -114,7 +129,7 @@ def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Attend step by step, for those who want the probabilities: [B A Q D] -> [B Q A D], [B A Q K]."""
-    scores = query @ key.transpose(-1, -2) * options["scaling"]
+    scores = _capped(query @ key.transpose(-1, -2) * options["scaling"], options.get("softcap"))
     probabilities = (scores if bias is None else scores + bias).softmax(-1, dtype=torch.float32).to(query.dtype)
     dropped = nn.functional.dropout(probabilities, options.get("dropout", 0.0), module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities

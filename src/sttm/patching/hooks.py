@@ -7,17 +7,18 @@ prefix tokens.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sttm.backbones.base import Backbone, ClipShape, Grid, Layer, Slots, patches
+from sttm.backbones.base import Attention, Backbone, Grid, Layer, Slots, patches
 from sttm.errors import SttmError
 from sttm.merging import MethodSpec
 from sttm.merging.tokens import MergeMap, Tokens
-from sttm.patching.plan import MergerPlan
+from sttm.patching.plan import MergerPlan, Plan
 from sttm.patching.state import Key, MergeState, Step, StepSlots, current, local
 
 # A block before or inside which tokens merge holds its merger under this name.
@@ -30,17 +31,15 @@ Kwargs = dict[str, Any]
 class OpenForward:
     """Open the state of a forward when the model, or its base by itself, is called."""
 
-    def __init__(self, key: Key, backbone: Backbone, clip_shape: ClipShape, grid: Grid, is_base: bool) -> None:
-        self.key, self.backbone, self.clip_shape, self.grid, self.is_base = key, backbone, clip_shape, grid, is_base
+    def __init__(self, key: Key, backbone: Backbone, plan: Plan, grid: Grid, is_base: bool) -> None:
+        self.key, self.backbone, self.grid, self.is_base = key, backbone, grid, is_base
+        self.clip_shape, self.restored = plan.clip_shape, plan.restore
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         if self.is_base and local.states and local.states[-1].key is self.key and not local.states[-1].entered:
             local.states[-1].entered = True  # the model opened it
             return
-        if kwargs.get("attention_mask") is not None:
-            raise SttmError(
-                "a merged model takes no attention mask, as its tokens are not those of the mask; leave it out"
-            )
+        self.backbone.check_call(module, args, kwargs, self.restored)
         pixels = args[0] if args else kwargs.get(getattr(module, "main_input_name", ""))
         pixels = pixels if isinstance(pixels, Tensor) else None
         if pixels is not None:
@@ -51,6 +50,13 @@ class OpenForward:
 
     def _check(self, module: nn.Module, pixels: Tensor) -> None:
         given = self.backbone.clip_of(pixels)
+        if self.backbone.pictures and (frames := self.clip_shape[0]) > 1:
+            if len(pixels) % frames:
+                raise SttmError(
+                    f"this model was merged for clips of {frames} pictures each and got {len(pixels)} pictures, which "
+                    "are no whole clips; give the pictures of whole clips, one after the other"
+                )
+            given = frames, *given[1:]
         # `grid` raises where the family takes no such clip.
         if given != self.clip_shape and self.backbone.grid(module, given) != self.grid:
             raise SttmError(
@@ -98,10 +104,10 @@ class Merger(HandOn):
         merger: MergerPlan,
         spec: MethodSpec,
         *,
-        first: bool,
+        kept: bool,
     ) -> None:
         super().__init__(key, layer.keyword, layer.position)
-        self.backbone, self.grid, self.merger, self.spec, self.first = backbone, grid, merger, spec, first
+        self.backbone, self.grid, self.merger, self.spec, self.kept = backbone, grid, merger, spec, kept
 
     def tokens(self, hidden_BNC: Tensor, slots: Slots | None) -> Tokens:
         """Return the hidden states as tokens; those of the plain grid where there are no slots yet."""
@@ -112,18 +118,19 @@ class Merger(HandOn):
         return Tokens(x_BTSC, slots.size_BFM, slots.position_BFM3, prefix_BPC)
 
     def slots(self, tokens: Tokens) -> Slots:
-        return self.backbone.slots(tokens, self.grid.prefix, self.spec.sized)
+        return self.backbone.slots(tokens, self.grid, self.spec.sized)
+
+    def join(self, x_BFMC: Tensor, prefix_BPC: Tensor | None) -> Tensor:
+        return self.backbone.join(x_BFMC, prefix_BPC, self.grid.prefix)
 
     def record(self, state: MergeState, merge_map: MergeMap | None, slots: Slots) -> None:
         """Write what merged into the state of the forward."""
         for maps in state.maps:
             assert merge_map is not None
             maps.append(merge_map)
-        if self.first:
+        if self.kept:
             assert merge_map is not None
-            assignment = merge_map.assignment
-            went_B = assignment.new_zeros(len(assignment)) if state.first_B is None else state.first_B
-            state.first_B = assignment.gather(1, went_B[:, None]).squeeze(1)
+            state.kept.append(merge_map)
         state.slots = slots
 
 
@@ -135,9 +142,9 @@ class MergeBefore(Merger):
         tokens = self.tokens(args[0], state.slots)
         if self.spec.reads == "pixels" and state.slots is None and state.pixels is not None:
             tokens.cue_BTSD = patches(state.pixels, self.grid)
-        merged, merge_map = getattr(module, MERGER)(tokens, mapped=bool(state.maps) or self.first)
+        merged, merge_map = getattr(module, MERGER)(tokens, mapped=bool(state.maps) or self.kept)
         self.record(state, merge_map, self.slots(merged))
-        hidden_BNC = self.backbone.join(merged.x_BTSC, merged.prefix_BPC)
+        hidden_BNC = self.join(merged.x_BTSC, merged.prefix_BPC)
         return self.hand_on(module, (hidden_BNC, *args[1:]), kwargs, state.slots)
 
 
@@ -154,7 +161,7 @@ class MergeInside(Merger):
         """Give the block its slots and a new step."""
         slots = current(self.key).slots
         if slots is None:
-            slots = self.backbone.slots(self.tokens(args[0], None), self.grid.prefix, sized=False)
+            slots = self.backbone.slots(self.tokens(args[0], None), self.grid, sized=False)
         step = Step(getattr(module, MERGER), self.spec.reads, current(self.key).slots)
         handed = StepSlots(slots.size_BFM, slots.position_BFM3, slots.log_size_BN, slots.prefix, step)
         return self.hand_on(module, args, kwargs, handed)
@@ -173,7 +180,7 @@ class MergeInside(Merger):
         assert merge_map is not None
         x_BFMC, prefix_BPC = self.backbone.split(output, self.merger.frames, self.merger.tokens, self.grid.prefix)
         x_BTSC = merge_map.unmerge(x_BFMC.flatten(1, 2)).unflatten(1, merge_map.grid[0])
-        return self.backbone.join(x_BTSC, prefix_BPC)
+        return self.join(x_BTSC, prefix_BPC)
 
     def finish(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Return the slots that the block leaves, and write them into the state."""
@@ -190,7 +197,8 @@ class MergeInside(Merger):
         frames, tokens = self.merger.frames_before, self.merger.tokens_before
         assert step.cue_BNE is not None, "attention ran without its slots"
         given = self.tokens(hidden_BNC, step.before)
-        given.cue_BTSD, _ = self.backbone.split(step.cue_BNE, frames, tokens, self.grid.prefix)
+        cue_BNE = step.cue_BNE[:, : hidden_BNC.shape[1]]  # without tokens that the layer put behind the others
+        given.cue_BTSD, _ = self.backbone.split(cue_BNE, frames, tokens, self.grid.prefix)
         merged, step.map = step.merger(given, moved=False)
         step.after, step.cue_BNE = self.slots(merged), None
 
@@ -203,27 +211,43 @@ class MergeInside(Merger):
             return slots_BNC
         x_BFMC, prefix_BPC = self.backbone.split(slots_BNC, *step.map.grid[1], self.grid.prefix)
         merged = Tokens(x_BFMC, step.after.size_BFM, step.after.position_BFM3)
-        return self.backbone.join(merger.move(self.tokens(hidden_BNC, step.before), merged), prefix_BPC)
+        return self.join(merger.move(self.tokens(hidden_BNC, step.before), merged), prefix_BPC)
 
     def _averages(self, hidden_BNC: Tensor, merge_map: MergeMap) -> Tensor:
         """Average the hidden states of the tokens of each slot."""
         x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, *merge_map.grid[0], self.grid.prefix)
         x_BFMC = merge_map.merge(x_BTSC.flatten(1, 2)).unflatten(1, merge_map.grid[1])
-        return self.backbone.join(x_BFMC, prefix_BPC)
+        return self.join(x_BFMC, prefix_BPC)
 
 
 class TakeSlots:
     """Take the slots from an attention module's arguments, and keep them for the one call of its attention function."""
 
+    def __init__(self, keyword: str, attention: Attention, backbone: Backbone, grid: Grid) -> None:
+        self.keyword, self.backbone, self.grid = keyword, backbone, grid
+        self.rotary, self.added = attention.rotary, attention.added
+
+    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        kwargs = dict(kwargs)
+        slots: Slots | None = kwargs.pop(self.keyword, None)
+        # Never without sizes in silence: a version of transformers whose layers hand nothing on would do that.
+        assert slots is not None, f"{type(module).__name__} was called without {self.keyword}"
+        if self.rotary is not None:
+            kwargs[self.rotary] = self.backbone.rotary(kwargs[self.rotary], slots, self.grid, module)
+        if self.added and slots.log_size_BN is not None:
+            slots = replace(slots, log_size_BN=nn.functional.pad(slots.log_size_BN, (0, self.added)))
+        local.slots = slots
+        return args, kwargs
+
+
+class DropSlots:
+    """Take the slots from the arguments of an attention module over other tokens."""
+
     def __init__(self, keyword: str) -> None:
         self.keyword = keyword
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        kwargs = dict(kwargs)
-        local.slots = kwargs.pop(self.keyword, None)
-        # Never without sizes in silence: a version of transformers whose layers hand nothing on would do that.
-        assert local.slots is not None, f"{type(module).__name__} was called without {self.keyword}"
-        return args, kwargs
+        return args, {name: value for name, value in kwargs.items() if name != self.keyword}
 
 
 class WrappedForward:
@@ -266,33 +290,3 @@ class RotaryPositions:
     def __call__(self, hidden_BNC: Tensor, masks: Tensor | None = None) -> tuple[Tensor, ...] | None:
         assert local.slots is not None, "attention ran without its slots"
         return self.backbone.rotary(hidden_BNC, local.slots, self.grid)
-
-
-class KeepHidden:
-    """Keep what the base returns, for a head that reads the tokens itself."""
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def __call__(self, module: nn.Module, args: Args, output: Any) -> None:
-        if local.states and local.states[-1].key is self.key:
-            local.states[-1].hidden_BNC = output[0]
-
-
-class ReadTokens:
-    """Give the head what it reads of merged tokens: their mean by size, or the slot that the first token went to."""
-
-    def __init__(self, key: Key, reads: str) -> None:
-        self.key, self.reads = key, reads
-
-    def __call__(self, module: nn.Module, args: Args) -> tuple[Tensor]:
-        state = current(self.key)
-        hidden_BNC: Tensor = state.hidden_BNC
-        if self.reads == "first":
-            assert state.first_B is not None
-            index_B1C = state.first_B[:, None, None].expand(-1, 1, hidden_BNC.shape[-1])
-            return (hidden_BNC.gather(1, index_B1C).squeeze(1),)
-        assert state.slots is not None
-        size_BN = state.slots.size_BFM.flatten(1)
-        weight_BN = size_BN / size_BN.sum(-1, keepdim=True)
-        return ((hidden_BNC * weight_BN[..., None].to(hidden_BNC.dtype)).sum(1),)

@@ -50,6 +50,7 @@ class Plan:
         method, learned, selector, motion: what the mergers are; `motion` is whether slots get the motion feature.
         clip_shape: (frames, channels, height, width) of the clips that were counted.
         target: the compute that was asked for (0: not known).
+        restore: whether the tokens come back as the first grid behind the last block.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -65,6 +66,7 @@ class Plan:
     family: str = ""
     target: float = 0.0
     motion: bool = False
+    restore: bool = False
 
     @property
     def short_by(self) -> float:
@@ -75,6 +77,7 @@ class Plan:
     def meets(self, compute: float, method: str, **wanted: Any) -> bool:
         """Return whether this plan is what is asked for; options of `sttm.apply` that are None may be anything."""
         own: dict[str, Any] = {"learned": self.learned, "selector": self.selector, "motion": self.motion}
+        own["restore"] = self.restore
         own["layers"] = [m.layer for m in self.mergers]
         own["window"] = self.mergers[0].frames_before // self.mergers[0].frames if self.mergers else None
         asked = {
@@ -101,6 +104,10 @@ class Plan:
             grids = f"{m.frames_before} x {m.tokens_before} -> {m.frames} x {m.tokens}"
             place = f"{'inside' if m.inside else 'before'} {m.layer}"
             lines.append(f"{place:>12}  {grids:>22}  {f'{before} -> {after}':>14}  {after / before:>5.0%}")
+        if self.restore:
+            m, first = self.mergers[-1], self.mergers[0]
+            grids = f"{m.frames} x {m.tokens} -> {first.frames_before} x {first.tokens_before}"
+            lines.append(f"{'behind all':>12}  {grids:>22}  tokens come back")
         return "\n".join(lines)
 
 
@@ -132,6 +139,8 @@ def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequen
             frames, tokens = merger.frames, merger.tokens
         if merger is None or not merger.inside:
             inner += backbone.block_macs(model, grid, frames, tokens)
+    if plan.restore:
+        frames, tokens = grid.frames, grid.tokens
     return grid.sequences * inner + backbone.outer_macs(model, plan.clip_shape, frames, tokens)
 
 
@@ -139,6 +148,7 @@ def _reading_macs(backbone: Backbone, model: nn.Module, plan: Plan, merger: Merg
     """Multiply-adds of what a merger inside a block reads: the attention that fused kernels do not return."""
     if spec_of(plan.method).reads != "attention":
         return 0
-    prefix = backbone.grid(model, plan.clip_shape).prefix
-    keys = prefix + merger.frames_before * merger.tokens_before
-    return (prefix or keys) * keys * backbone.width(model)
+    grid = backbone.grid(model, plan.clip_shape)
+    count, keys = backbone.lengths(grid, merger.frames_before, merger.tokens_before)
+    keys += backbone.layer(backbone.blocks(model)[merger.layer]).attention[0].added
+    return count * (min(grid.prefix, 1) or keys) * keys * backbone.width(model)

@@ -94,6 +94,7 @@ def check_plan(plan: Plan, model: Any, path: Path) -> None:
     need(0 < plan.macs_after <= plan.macs_before < 2**60, "macs_after is not above 0 and at most macs_before")
     need(abs(plan.compute - plan.macs_after / plan.macs_before) < 1e-6, f"compute is {plan.compute}, not their ratio")
     need(0 <= plan.target <= 1, f"target is {plan.target}, not a share")
+    need(plan.restore or not backbone.restores, f"restore is false, which {backbone.family} cannot do without")
     need(bool(plan.mergers) == (plan.compute < 1), f"compute is {plan.compute:g} with {len(plan.mergers)} mergers")
     need(all(0 < length < 2**20 for length in plan.clip_shape), f"clip_shape is {plan.clip_shape}")
     with named(path):

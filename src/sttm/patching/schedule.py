@@ -34,9 +34,11 @@ def make_plan(
     layers: Sequence[int] | None = None,
     window: int | None = None,
     motion: bool | None = None,
+    restore: bool = False,
 ) -> Plan:
     """Return the schedule as `find_plan` does, and warn where a small token grid keeps it far below the target."""
-    plan = find_plan(backbone, model, compute, method, learned, clip_shape, selector, layers, window, motion)
+    chosen = (learned, clip_shape, selector, layers, window, motion)
+    plan = find_plan(backbone, model, compute, method, *chosen, restore=restore)
     if plan.short_by:
         warnings.warn(
             f"compute={compute:g} is met by {plan.compute:.3f} only, {plan.short_by:.3f} below it: a small token grid "
@@ -59,6 +61,7 @@ def find_plan(
     window: int | None = None,
     motion: bool | None = None,
     shares: tuple[float, float] | None = None,
+    restore: bool = False,
 ) -> Plan:
     """Return the schedule that brings a model to `compute` of its multiply-adds, from below and within 0.01.
 
@@ -73,6 +76,7 @@ def find_plan(
 
     Args:
         shares: how the reduction is split, as first and last merger's share (see `Search`); left out, equally.
+        restore: see `sttm.apply`; always, in a family that joins tokens by their index behind its blocks.
 
     Raises:
         SttmError: if `compute` is no share, or below what the earliest possible merging can reach.
@@ -89,7 +93,8 @@ def find_plan(
         selector = "stride"
     elif method == "sttm":
         selector = selector or "novelty"
-    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute, motion)
+    restore = restore or backbone.restores
+    empty = Plan(1.0, 0, 0, (), method, learned, clip_shape, selector, backbone.family, compute, motion, restore)
     before = count_macs(backbone, model, empty, ())
     empty = replace(empty, macs_before=before, macs_after=before)
     if compute == 1:
@@ -128,7 +133,10 @@ def _check_method(backbone: Backbone, model: nn.Module, empty: Plan) -> None:
     elif pooling is not None and pooling.reads == "first" and spec.drops:
         wrong = f"this {family} model classifies by its first token, which {method} may drop"
         allowed = [name for name in METHODS if not spec_of(name).drops]
-    elif frames == 1 and (spec.whole_frames or spec.reads == "pixels"):
+    elif empty.restore and spec.drops:
+        wrong = f"{method} leaves tokens out, for which nothing can come back"
+        allowed = [name for name in METHODS if not spec_of(name).drops]
+    elif (frames == 1 or backbone.pictures) and (spec.whole_frames or spec.reads == "pixels"):
         wrong = f"{method} compares or leaves out frames and this {family} model has one at a time"
         allowed = [name for name in METHODS if not spec_of(name).whole_frames and spec_of(name).reads != "pixels"]
     elif spec.inside != "none" and backbone.layer(backbone.blocks(model)[0]).norm is None:

@@ -37,7 +37,7 @@ class MergeState:
         opener: the module whose call opened it: the model, or its base called by itself.
         slots: what the hidden states stand for now; None before the first merger.
         maps: the lists that collect the maps of this forward.
-        first_B: the slot that the first token went to, for a head that reads the first token.
+        kept: the maps of this forward, for what is behind the blocks and needs them.
         hidden_BNC: what the base returned, for a head that reads the tokens itself.
         entered: whether the base runs or ran.
         pixels: what the model was called with; None where it was called with something else.
@@ -48,7 +48,7 @@ class MergeState:
     opener: nn.Module
     slots: Slots | None = None
     maps: list[list[MergeMap]] = field(default_factory=list)
-    first_B: Tensor | None = None
+    kept: list[MergeMap] = field(default_factory=list)
     hidden_BNC: Any = None
     entered: bool = False
     pixels: Tensor | None = None
