@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sttm.models import load, save
     from sttm.patching.api import apply, macs, remove, trace
     from sttm.patching.plan import Plan
+    from sttm.visual.show import show
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "predict",
     "remove",
     "save",
+    "show",
     "trace",
 ]
 
@@ -48,6 +50,7 @@ _MODULES = {
     "predict": "evaluation.predict",
     "remove": "patching.api",
     "save": "models",
+    "show": "visual.show",
     "trace": "patching.api",
 }
 
