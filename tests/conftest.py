@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,6 +112,21 @@ def motion_list(motion_videos) -> Path:
     lines = ["path,label", *(f"{path},{label}" for path, label in rows)]
     (motion_videos / "ragged.csv").write_text("\n".join(lines) + "\n")
     return motion_videos / "ragged.csv"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Return a headless Chromium, driven by Playwright; skip where either is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
+    with playwright.sync_playwright() as driver:
+        own = Path(driver.chromium.executable_path)
+        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        if not own.is_file() and found is None:
+            pytest.skip("no Chromium here; `playwright install chromium` brings one")
+        path = str(own) if own.is_file() else found
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -39,6 +40,7 @@ from transformers import (
 )
 
 from sttm.backbones import backbone_of
+from sttm.merging.tokens import MergeMap
 from sttm.patching.api import unwrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +197,22 @@ class FixedModel(nn.Module):
     def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
         self.calls.append(len(pixels))
         return SimpleNamespace(logits=self.answer(pixels))
+
+
+def random_map(
+    frames_out: int = 2,
+    slots_out: int = 6,
+    seed: int = 0,
+    trajectory: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+) -> MergeMap:
+    """Return a map of 4 frames of 3 x 5 tokens, each of which goes to a random slot of its own window."""
+    draw, total = np.random.default_rng(seed), frames_out * slots_out
+    window_T1 = np.arange(4)[:, None] // (4 // frames_out)
+    slot_TS = torch.from_numpy(draw.integers(0, slots_out, (4, 15)) + window_T1 * slots_out)
+    place = torch.zeros(1, total, 3) if position is None else position
+    grid = ((4, 15), (frames_out, slots_out))
+    return MergeMap(slot_TS.reshape(1, 60), torch.ones(1, total), place, grid, trajectory=trajectory)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sttm.models import load, save
     from sttm.patching.api import apply, macs, remove, trace
     from sttm.patching.plan import Plan
+    from sttm.visual.show import show
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "predict",
     "remove",
     "save",
+    "show",
     "trace",
     "unmerge",
 ]
@@ -50,6 +52,7 @@ _MODULES = {
     "predict": "evaluation.predict",
     "remove": "patching.api",
     "save": "models",
+    "show": "visual.show",
     "trace": "patching.api",
     "unmerge": "merging.tokens",
 }

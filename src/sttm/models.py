@@ -6,6 +6,7 @@ safetensors only.
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,22 @@ def bring_to_compute(model: nn.Module, compute: float | None, method: str = "stt
     if own is not None:
         api.remove(model)
     return api.apply(model, compute, method, **options)
+
+
+def plain_twin(model: nn.Module, name: str | Path = "") -> tuple[nn.Module, str]:
+    """Return what to compare a merged model with, and in words what it is; the model itself stays merged.
+
+    That is the plain twin of a bundled model that was trained merged, `name`-plain, or else the model without its
+    mergers, with which it shares its weights.
+    """
+    from sttm.patching import api
+
+    if f"{name}-plain" in BUNDLED and api.plan_of(model).learned:
+        return load(f"{name}-plain").to(next(model.parameters()).device), f"{name}-plain, trained without"
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    api.remove(twin)
+    return twin, "the same weights"
 
 
 def install_saved(model: nn.Module, folder: Path, plan: Plan) -> None:

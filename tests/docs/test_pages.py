@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +22,12 @@ from sttm.data.datasets.formats import FORMATS, read_annotations
 from sttm.data.datasets.video_set import read_split
 from sttm.synth.clips import render
 from sttm.synth.videos import SynthSettings, encode, make
+from sttm.visual.demo import EXAMPLES
 from tests.helpers import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 #: The pages all of whose blocks run below, but those that say in their first line why not.
-RUN = {"README.md", "docs/calibrate.md", "docs/finetune.md", "docs/trainer.md"}
+RUN = {"README.md", "docs/calibrate.md", "docs/finetune.md", "docs/pictures.md", "docs/trainer.md"}
 Typed = Callable[[str], list[str]]
 EXCUSE = re.compile(r"# needs (a GPU|the network): \S")
 
@@ -228,3 +231,14 @@ def test_made_sets_read_by_the_commands_of_their_configs(kind: str, tmp_path: Pa
     assert (len(train.videos), len(test.videos)) == (18, 1)
     assert test.videos[0].label is not None
     assert train.direction_sensitive == (kind == "motion")
+
+
+def test_pictures_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
+    (command,), (code,) = blocks("docs/pictures.md", "sh"), blocks("docs/pictures.md", "python")
+    shutil.copy(EXAMPLES / "bin.mp4", tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    (said,) = typed(command)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/pictures.md", "exec"), names)  # the page is ours
+    assert names["result"]["merged"][0]["label"] == "bin" and said.startswith("with merging: bin")
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "clip.png", "clip.html"}

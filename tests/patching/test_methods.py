@@ -20,7 +20,7 @@ from sttm.benchmark.speed import SHAPES
 from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
 from sttm.patching.plan import MergerPlan, Plan
-from sttm.visual.pictures import slots
+from sttm.visual.regions import slots
 from tests.helpers import FAMILIES, answer, lively, logits, pixels
 
 BASELINES = [name for name in METHODS if name != "sttm"]

@@ -22,8 +22,8 @@ from sttm.backbones import backbone_of
 from sttm.errors import SttmError
 from sttm.patching import api
 from sttm.visual.comparison import TRAINING_SEED, Comparison
-from sttm.visual.page import Example, Prediction, Section, report
-from sttm.visual.pictures import merge_picture, restore
+from sttm.visual.pages.page import Example, Prediction, Section, report
+from sttm.visual.pictures import Drawing, merge_picture, restore
 
 #: Synthetic clips with pictures on the page.
 PICTURES = 6
@@ -232,7 +232,7 @@ def _examples(comparison: Comparison, numbers: Sequence[int]) -> Iterator[Exampl
         for name, scores in zip(comparison.names, comparison.scores, strict=True):
             best = int(scores[number].argmax())
             predictions.append(Prediction(name, comparison.labels[best], float(scores[number][best]), best == truth))
-        yield Example(comparison.labels[truth], merge_picture(frames_TCHW, maps, grid), predictions)
+        yield Example(comparison.labels[truth], merge_picture(Drawing(frames_TCHW, list(maps), grid)), predictions)
 
 
 def _picked(comparison: Comparison) -> list[int]:

@@ -50,14 +50,18 @@ def report(title: str, summary: str, sections: Sequence[Section], facts: Sequenc
         sections: their tables come first, their clips at the end.
         facts: what was run and on what machine, as pairs of a name and a text.
     """
-    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    return template("page.html").substitute(
         title=escape(title),
         summary=escape(summary),
         tables="".join(map(_table, sections)),
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts),
         examples="".join(f"<h3>{escape(s.title)}</h3>" + "".join(map(_article, s.examples)) for s in sections),
     )
+
+
+def template(name: str) -> Template:
+    """Return a file of this folder, in which $name stands for what `substitute` gets, and $$ for a dollar sign."""
+    return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _table(section: Section) -> str:
@@ -76,11 +80,11 @@ def _article(example: Example) -> str:
         lines += f'<li class="{verdict}"><b>{escape(prediction.model)}</b> {escape(prediction.label)} '
         lines += f"<span>{verdict}, {100 * prediction.score:.0f} % sure</span></li>"
     label = escape(example.label)
-    image = f'<img alt="{label}: frames, merged tokens, paths" src="{_data_uri(example.picture)}">'
+    image = f'<img alt="{label}: frames, merged tokens, paths" src="{data_uri(example.picture)}">'
     return f'<article><h4>{label}</h4><ul>{lines}</ul><div class="wide">{image}</div></article>'
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """Return a picture as an address that holds it."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=90, method=4)

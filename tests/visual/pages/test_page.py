@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from sttm.visual.page import Example, Prediction, Section, report
+from sttm.visual.pages.page import Example, Prediction, Section, report
 
 
 def test_page_treats_labels_as_text():
