@@ -12,6 +12,7 @@ from tests.helpers import ROOT
 
 COMMANDS = (
     "predict",
+    "batch",
     "models",
     "doctor",
     "synth",

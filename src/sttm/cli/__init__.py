@@ -5,10 +5,36 @@ torch and transformers are imported inside the commands, so that `sttm --help` a
 
 # `sttm --help` lists the commands in this order.
 # isort: off
-from sttm.cli import demo, predict, train, configs, eval, calibrate, distill, bench, synth, models, data_check, doctor
+from sttm.cli import (
+    demo,
+    predict,
+    batch,
+    train,
+    configs,
+    eval,
+    calibrate,
+    distill,
+    bench,
+    synth,
+    models,
+    data_check,
+    doctor,
+)
 
 # isort: on
 from sttm.cli.app import main
 
-__all__ = ["bench", "calibrate", "configs", "data_check", "demo", "distill", "doctor", "eval", "main", "models"]
+__all__ = [
+    "batch",
+    "bench",
+    "calibrate",
+    "configs",
+    "data_check",
+    "demo",
+    "distill",
+    "doctor",
+    "eval",
+    "main",
+    "models",
+]
 __all__ += ["predict", "synth", "train"]
