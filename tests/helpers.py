@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -268,3 +271,29 @@ def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     assert one.keys() == other.keys() and len(one) > 100
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
+
+
+# --- folders that one run uses at a time ------------------------------------------------------------------------------
+
+_HOLD = """
+import sys
+from pathlib import Path
+from sttm.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process that holds the lock of a folder."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", _HOLD, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

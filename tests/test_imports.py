@@ -8,7 +8,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "sttm"
 LAYERS = [
-    *("errors", "distributed", "devices", "merging", "synth", "config", "data", "backbones", "patching"),
+    *("errors", "distributed", "devices", "lock", "merging", "synth", "config", "data", "backbones", "patching"),
     *("agreement", "calibration", "model_folder", "models", "pretrained", "auto_classes", "evaluation"),
     *("training", "benchmark", "export", "visual", "corpus", "serving", "doctor", "cli", "__main__", "__init__"),
 ]

@@ -27,7 +27,14 @@ from tests.helpers import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 #: The pages all of whose blocks run below, but those that say in their first line why not.
-RUN = {"README.md", "docs/calibrate.md", "docs/finetune.md", "docs/pictures.md", "docs/trainer.md"}
+RUN = {
+    "README.md",
+    "docs/batch.md",
+    "docs/calibrate.md",
+    "docs/finetune.md",
+    "docs/pictures.md",
+    "docs/trainer.md",
+}
 Typed = Callable[[str], list[str]]
 EXCUSE = re.compile(r"# needs (a GPU|the network): \S")
 
@@ -134,6 +141,24 @@ def test_calibrate_page_works_as_written(tmp_path: Path, monkeypatch: pytest.Mon
     exec(compile(code, "docs/calibrate.md", "exec"), {})  # the page is ours
     for folder in ("calibrated", "calibrated-from-python", "distilled"):
         assert 0.39 < sttm.macs(sttm.load(folder)) / sttm.macs(sttm.load("sttm-motion-plain")) <= 0.4, folder
+
+
+@pytest.mark.slow
+def test_batch_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
+    pytest.importorskip("ray", reason="the extra batch brings ray")
+    (command,), (code,) = blocks("docs/batch.md", "sh"), blocks("docs/batch.md", "python")
+    made = make(tmp_path / "made", SynthSettings("motion", 20, frames=16, size=56), workers=1)
+    (made / "videos").rename(tmp_path / "my-videos")
+    monkeypatch.chdir(tmp_path)
+    (said,) = typed(command)
+    assert "videos per s" in said
+    names: dict[str, object] = {}
+    exec(
+        compile(code.replace(".to_pandas().head()", ".to_pylist()"), "docs/batch.md", "exec"), names
+    )  # the page is ours
+    rows = names["table"].to_pylist()  # type: ignore[attr-defined]
+    assert [row["number"] for row in rows] == list(range(20)) and not any(row["error"] for row in rows)
+    assert all(len(row["pooled"]) == len(rows[0]["pooled"]) > 100 for row in rows)
 
 
 def test_settings_on_the_pages_are_settings() -> None:

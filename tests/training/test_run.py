@@ -24,7 +24,7 @@ from sttm.data import loader
 from sttm.evaluation.evaluate import evaluate
 from sttm.training import checkpoints, recipe
 from sttm.training import run as engine
-from tests.helpers import assert_equal_tensors, final_state, tiny_model, write_recipe
+from tests.helpers import assert_equal_tensors, final_state, holding, tiny_model, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,13 @@ def test_a_run_leaves_what_it_promises(config: Path, tiny: Path, tmp_path: Path)
     average = model.get_parameter(name)
     assert (start - end).abs().max() > (average - end).abs().max() > 0 < (average - start).abs().max()
     assert (run / "best" / "model.safetensors").exists() and not (run / "best" / checkpoints.STATE).exists()
+
+
+def test_a_second_run_in_one_folder_is_refused(config: Path, tmp_path: Path) -> None:
+    with holding(tmp_path / "run") as holder:
+        with pytest.raises(sttm.SttmError, match=f"process {holder.pid} on .* is training in {tmp_path}/run; stop it"):
+            engine.train(load(config))
+        assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("optimizer", ["lr: 3e-3", "name: muon, lr: 3e-3, muon_lr: 0.02"])

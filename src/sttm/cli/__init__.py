@@ -9,6 +9,7 @@ from sttm.cli import (
     demo,
     predict,
     show,
+    batch,
     train,
     configs,
     eval,
@@ -24,5 +25,20 @@ from sttm.cli import (
 # isort: on
 from sttm.cli.app import main
 
-__all__ = ["bench", "calibrate", "configs", "data_check", "demo", "distill", "doctor", "eval", "main", "models"]
-__all__ += ["predict", "show", "synth", "train"]
+__all__ = [
+    "batch",
+    "bench",
+    "calibrate",
+    "configs",
+    "data_check",
+    "demo",
+    "distill",
+    "doctor",
+    "eval",
+    "main",
+    "models",
+    "predict",
+    "show",
+    "synth",
+    "train",
+]

@@ -37,6 +37,8 @@ READ_AHEAD_BYTES = 2**30  # for pixels of evaluation that wait for the model
 ORDER, FRAMES, AUGMENT, MIXUP = range(4)  # what a random generator is for
 
 StreamItem = tuple[int, int]  # position in the stream, index of the video
+Read = Callable[[int, Video, Preprocess, tuple[int, int]], "Sample"]
+"""Decodes and crops one video, as `read_crops` does: index, video, preprocessing, views."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,38 @@ class Batch:
 
 
 def read_ahead(
-    videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int
+    videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int, read: Read | None = None
 ) -> Generator[Sample]:
     """Yield a Sample of every video in order, with these temporal views and spatial crops, decoded ahead by threads.
 
     PyAV and Pillow release the GIL, so threads decode as fast as processes would, start at once and hand the pixels
     over without a copy. Closing the generator ends the threads.
+
+    Args:
+        read: decodes and crops one video; left out, `read_crops`, in these threads.
     """
     height, width = preprocess.crop or (224, 224)
     num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
     ahead = max(workers + 1, min(32, READ_AHEAD_BYTES // num_bytes))
     pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="sttm-read")
+    read = read or read_crops
+
+    def load(index: int, video: Video) -> Sample:
+        return normalised(read(index, video, preprocess, views), preprocess)
+
     to_do, pending = iter(enumerate(videos)), deque[Future[Sample]]()
     try:
-        pending.extend(pool.submit(_read_sample, *item, preprocess, views) for item in islice(to_do, ahead))
+        pending.extend(pool.submit(load, *item) for item in islice(to_do, ahead))
         while pending:
             sample = pending.popleft().result()
-            pending.extend(pool.submit(_read_sample, *item, preprocess, views) for item in islice(to_do, 1))
+            pending.extend(pool.submit(load, *item) for item in islice(to_do, 1))
             yield sample
     finally:  # also reached when the consumer stops early
         pool.shutdown(cancel_futures=True)
 
 
-def _read_sample(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:
-    """Decode and preprocess one video; whatever goes wrong becomes its error."""
+def read_crops(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:
+    """Decode and crop one video: a Sample whose pixels are uint8 still; whatever goes wrong becomes its error."""
     started = time.perf_counter()
     sampling = replace(preprocess.sampling, views=views[0])
 
@@ -104,13 +114,20 @@ def _read_sample(index: int, video: Video, preprocess: Preprocess, views: tuple[
         return preprocess.resize_and_crop(frame_CHW[None], views[1])[:, 0]
 
     clips, error = attempt(lambda: video.read(sampling, prepare=crops_of))
-    pixels_VTCHW = None
-    if clips is not None:
-        pixels_VTCHW = torch.stack([preprocess.normalise(clip.frames_TCHW) for clip in clips])
+    pixels_VTCHW = None if clips is None else torch.stack([clip.frames_TCHW for clip in clips])
     warnings = tuple(dict.fromkeys(warning for clip in clips or () for warning in clip.warnings))
     frames = {frame for clip in clips or () for frame in clip.indices}
     seconds = time.perf_counter() - started
     return Sample(index, video.path, video.label, pixels_VTCHW, warnings, error, seconds, len(frames))
+
+
+def normalised(sample: Sample, preprocess: Preprocess) -> Sample:
+    """Return a sample of `read_crops` with the pixels that the model takes, in float32."""
+    if sample.pixels_VTCHW is None:
+        return sample
+    started = time.perf_counter()
+    pixels_VTCHW = torch.stack([preprocess.normalise(view_TCHW) for view_TCHW in sample.pixels_VTCHW])
+    return replace(sample, pixels_VTCHW=pixels_VTCHW, seconds=sample.seconds + time.perf_counter() - started)
 
 
 # --- Training -----------------------------------------------------------------------------------------------

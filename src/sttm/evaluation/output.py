@@ -62,6 +62,21 @@ def row_of(record: Record, top_k: int) -> Record:
     return row | {"warnings": "; ".join(remarks) or None, "error": record.get("error")}
 
 
+def arrow_schema(top_k: int) -> Any:
+    """Return the columns of `row_of` and their types, as a schema of pyarrow."""
+    import pyarrow
+
+    types = {"compute": pyarrow.float64(), "frames_decoded": pyarrow.int64(), "seconds": pyarrow.float64()}
+    types |= {f"score_{rank + 1}": pyarrow.float64() for rank in range(top_k)}
+    return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in row_of({"path": ""}, top_k)])
+
+
+def arrow_row(record: Record, top_k: int) -> Record:
+    """Return the row of a record with texts that parquet can hold, which are valid UTF-8 only."""
+    row = row_of(record, top_k)
+    return {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in row.items()}
+
+
 @contextmanager
 def _jsonl(path: Path, top_k: int) -> Iterator[Callable[[Record], None]]:
     with path.open("w", encoding="utf-8") as file:
@@ -82,9 +97,7 @@ def _parquet(path: Path, top_k: int) -> Iterator[Callable[[Record], None]]:
     import pyarrow
     import pyarrow.parquet
 
-    types = {"compute": pyarrow.float64(), "frames_decoded": pyarrow.int64(), "seconds": pyarrow.float64()}
-    types |= {f"score_{rank + 1}": pyarrow.float64() for rank in range(top_k)}
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in row_of({"path": ""}, top_k)])
+    schema = arrow_schema(top_k)
     rows: list[Record] = []
 
     def flush() -> None:
@@ -92,9 +105,7 @@ def _parquet(path: Path, top_k: int) -> Iterator[Callable[[Record], None]]:
         rows.clear()
 
     def write(record: Record) -> None:
-        row = row_of(record, top_k)
-        # Parquet holds valid UTF-8 only.
-        rows.append({k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in row.items()})
+        rows.append(arrow_row(record, top_k))
         if len(rows) == ROWS:
             flush()
 

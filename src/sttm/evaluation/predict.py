@@ -120,7 +120,7 @@ def predict_files(
     labels = labels_of(model)
     with closing(read_ahead(files, preprocess, views, READERS)) as samples:
         for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
-            record = _record(result, labels, top_k, compute)
+            record = record_of(result, labels, top_k, compute)
             yield record | {"notice": notice} if notice and "predictions" in record else record
 
 
@@ -154,7 +154,7 @@ def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[Video]:
     yield from (Video(str(path)) for path in found)
 
 
-def _record(result: Classified, labels: list[str], top_k: int, compute: float) -> dict[str, Any]:
+def record_of(result: Classified, labels: list[str], top_k: int, compute: float) -> dict[str, Any]:
     """Return the record of one file."""
     sample = result.sample
     if result.scores_K is None:

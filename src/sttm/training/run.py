@@ -26,10 +26,10 @@ from sttm.errors import SttmError
 from sttm.evaluation.evaluate import evaluate
 from sttm.evaluation.inference import reading_threads
 from sttm.evaluation.report import Evaluation, make_folder
+from sttm.lock import locked
 from sttm.training import checkpoints, checks
 from sttm.training.checkpoints import Progress
 from sttm.training.learner import Learner
-from sttm.training.lock import locked
 from sttm.training.signals import Meter, Stopped, listen
 
 __all__ = ["Stopped", "train"]

@@ -15,12 +15,15 @@ FILE = "run.lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, doing: str = "is training in", advice: str = "choose another run.output") -> Iterator[None]:
     """Hold the lock of an output folder while inside.
 
     It is a lock of the operating system on a file that names its holder. The system releases it when the process ends,
     however it ends, so that a file which a killed run left behind locks nothing. On a shared disk it holds between
     machines where the disk has locks. Child processes do not inherit it.
+
+    Args:
+        doing, advice: what its holder does there, and what to do other than stop it, for messages.
 
     Raises:
         SttmError: if another process holds it, naming that process.
@@ -29,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     with path.open("a+", encoding="utf-8") as file:
         if not _take(file.fileno()):
             file.seek(0)
-            raise SttmError(f"{_holder(file.read())} is training in {folder}; stop it, or choose another run.output")
+            raise SttmError(f"{_holder(file.read())} {doing} {folder}; stop it, or {advice}")
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}) + "\n")
         file.flush()

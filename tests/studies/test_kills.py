@@ -1,0 +1,18 @@
+"""`sttm batch` on Ray, killed twice: no row is lost, none is there twice, and none differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from studies import kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_kills_lose_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra batch brings ray")
+    counts = kills.run(tmp_path, 2, 14, 0, ["driver", "decoding actor"])
+    assert counts["kills"] == 2 and counts["rows_expected"] >= 16
+    assert not any(counts[name] for name in ("runs_that_hang", "rows_lost", "rows_twice", "rows_that_differ")), counts
