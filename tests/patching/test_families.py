@@ -395,7 +395,7 @@ def test_unknown_model_names_the_families_and_the_way_out() -> None:
 def test_a_model_that_holds_one_of_a_family_names_it() -> None:
     holder = nn.Module()
     holder.tower = nn.Sequential(lively("siglip"))
-    with pytest.raises(sttm.SttmError, match=r"holds a SiglipVisionModel; give that: model\.tower\.0") as caught:
+    with pytest.raises(sttm.SttmError, match=r"SiglipVisionModel; give that part: model\.tower\.0") as caught:
         sttm.apply(holder)
     assert "\n" not in str(caught.value)
 

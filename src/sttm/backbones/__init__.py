@@ -50,7 +50,10 @@ def backbone_of(model: Any) -> Backbone:
     held = [path for path, part in model.named_modules() if path and type(part).__name__ in known]
     if held:
         part = type(model.get_submodule(held[0])).__name__
-        raise SttmError(f"no family knows a {quoted(name, NAME)}, but it holds a {part}; give that: model.{held[0]}")
+        raise SttmError(
+            f"no family knows a {quoted(name, NAME)}, but its {held[0]} is of the known class {part}; give that part: "
+            f"model.{held[0]}"
+        )
     near = did_you_mean(name, known, "the nearest there are is a ViT's")
     raise SttmError(
         f"no family knows a {quoted(name, NAME)}; {near} (`sttm models` lists all families); to add one, subclass "

@@ -54,16 +54,19 @@ def make_config(kind: object, values: Mapping[str, Any], file: Path, header: Hea
         raise SttmError(f"{file} has model_type={shown(kind)}, which transformers does not know; {AGAIN}")
     family: Any = CONFIG_MAPPING[kind]
     _check_code(values, file)
-    for key, inner in getattr(family, "sub_configs", {}).items():
-        if isinstance(values.get(key), dict):
-            # Of a model of pictures and texts; the weights are those of its tower.
-            weights = header if key == "vision_config" else None
-            values = {**values, key: make_config(inner.model_type, values[key], file, weights).to_dict()}
+    inner = getattr(family, "sub_configs", {})
+    for key in inner.keys() & values.keys():
+        if not isinstance(values[key], dict):
+            raise SttmError(f"{file} has {key}={shown(values[key])}, not the config of a model; {AGAIN}")
+        # Of a model of pictures and texts; the weights are those of its tower.
+        weights, part = header if key == "vision_config" else None, getattr(inner[key], "model_type", "")
+        values = {**values, key: make_config(part, values[key], file, weights).to_dict()}
     hints = typing.get_type_hints(family, localns={"torch": torch})
     declared = {field.name: hints[field.name] for field in fields(family)}
     known = {key: values[key] for key in values if key in (declared | OLDER) and key not in OUTPUTS}
     for key, value in known.items():
-        _check_type(key, value, (declared | OLDER)[key], file)
+        if key not in inner:  # which are checked
+            _check_type(key, value, (declared | OLDER)[key], file)
     _check_labels(known, file)
     defaults = family()
     for key, value in known.items():

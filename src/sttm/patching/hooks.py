@@ -51,9 +51,10 @@ class OpenForward:
     def _check(self, module: nn.Module, pixels: Tensor) -> None:
         given = self.backbone.clip_of(pixels)
         if self.backbone.pictures and (frames := self.clip_shape[0]) > 1:
-            if len(pixels) % frames:
+            count = pixels.shape[0]  # len() would fix it in an export
+            if count % frames:
                 raise SttmError(
-                    f"this model was merged for clips of {frames} pictures each and got {len(pixels)} pictures, which "
+                    f"this model was merged for clips of {frames} pictures each and got {count} pictures, which "
                     "are no whole clips; give the pictures of whole clips, one after the other"
                 )
             given = frames, *given[1:]
