@@ -176,7 +176,11 @@ def pixels(model: Any, clips: int = 2, seed: int = 1) -> torch.Tensor:
 def answer(model: Any, clips: torch.Tensor) -> torch.Tensor:
     """Return what a model says of clips: its logits, its pooled features, or the mean of its tokens."""
     features = "VJEPA2Model" in {cls.__name__ for cls in type(unwrap(model)).__mro__}
-    out = model(clips, skip_predictor=True) if features else model(clips)
+    return said(model(clips, skip_predictor=True) if features else model(clips))
+
+
+def said(out: Any) -> torch.Tensor:
+    """Return what counts of an output of a model."""
     for name in ("logits", "image_embeds", "pooler_output"):
         if (found := getattr(out, name, None)) is not None:
             return cast(torch.Tensor, found.flatten(1))

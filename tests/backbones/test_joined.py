@@ -58,7 +58,9 @@ def test_the_whole_of_x_clip_by_its_tower() -> None:
     model, videos = xclip_model(), torch.randn(2, 4, 3, 24, 24)
     texts = torch.randint(1, 49, (3, 7)).index_fill(1, torch.tensor([6]), 49)
     before = per_video(model, videos, texts)
-    with pytest.raises(sttm.SttmError, match=r"its vision_model is of .* XCLIPVisionModel; give that part: model\.vision_model"):
+    with pytest.raises(
+        sttm.SttmError, match=r"its vision_model is of .* XCLIPVisionModel; give that part: model\.vision_model"
+    ):
         sttm.apply(model)
     plan = sttm.apply(model.vision_model, compute=1)
     assert torch.equal(per_video(model, videos, texts), before) and plan.restore

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import sttm
+from sttm.backbones import FAMILIES
 from sttm.config import Settings
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.formats import FORMATS, read_annotations
@@ -31,6 +32,7 @@ RUN = {
     "README.md",
     "docs/batch.md",
     "docs/calibrate.md",
+    "docs/families.md",
     "docs/finetune.md",
     "docs/pictures.md",
     "docs/trainer.md",
@@ -65,6 +67,18 @@ def fill(folder: Path) -> None:
             for i in range(clips):
                 pictures, _, _ = render("scene", first + 16 * i + number, 0, frames=8, size=32)
                 encode(pictures, folder / split / name / f"{i}.mp4")
+
+
+def test_families_page_adds_a_family_in_under_sixty_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    restored, added = blocks("docs/families.md", "python")
+    registered = list(FAMILIES)
+    try:
+        for block in (restored, added):
+            exec(compile(block, "docs/families.md", "exec"), {})
+        assert FAMILIES[0].family == "ijepa" and len(added.splitlines()) < 60
+    finally:
+        FAMILIES[:] = registered
+    assert "tokens come back" in capsys.readouterr().out
 
 
 @pytest.mark.slow

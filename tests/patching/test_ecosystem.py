@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from torch import nn
 import sttm
 from sttm.patching import api
 from sttm.patching.saving import PLAN_FILE
-from tests.helpers import FAMILIES, answer, lively, logits, pixels, stir
+from tests.helpers import DISTINCT, FAMILIES, MORE, answer, lively, logits, pixels, said, stir
 
 #: One of each family: what is tested here does not depend on TimeSformer's kind of attention.
 ONE_EACH = [name for name in FAMILIES if name not in ("timesformer-joint", "timesformer-space")]
 families = pytest.mark.parametrize("family", ONE_EACH)
+#: Exporters, in the learned form: those of `ONE_EACH` in both.
+EXPORTED = [*itertools.product(ONE_EACH, [False, True]), *((family, True) for family in (*DISTINCT, "videoprism"))]
+exported = pytest.mark.parametrize(("family", "learned"), EXPORTED)
 
 
 def merged(family: str, learned: bool = True) -> Any:
@@ -112,21 +117,19 @@ def test_fully_sharded(family: str, shards: str, one_process: None) -> None:
     assert grads and all(grad is not None for grad in grads)
 
 
-@families
-@pytest.mark.parametrize("learned", [False, True])
+@exported
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and tracing warns of every shape
 def test_jit_trace(family: str, learned: bool) -> None:
     model = merged(family, learned)
     with torch.no_grad():
         traced = torch.jit.trace(model, (pixels(model),), strict=False, check_trace=False)
         found = traced(pixels(model, seed=3))
-    found = found["logits"] if isinstance(found, dict) else found[0]
+    found = said(SimpleNamespace(**found)) if isinstance(found, dict) else found[0]
     torch.testing.assert_close(found, logits(model, pixels(model, seed=3)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-@families
-@pytest.mark.parametrize("learned", [False, True])
+@exported
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_onnx(family: str, learned: bool, tmp_path: Path) -> None:
     import onnxruntime
@@ -214,11 +217,25 @@ def test_auto_classes_give_back_the_merged_model(family: str, learned: bool, tmp
     assert AutoConfig.from_pretrained(tmp_path).inner().id2label == model.config.id2label
     half = classifiers.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    if family != "vjepa2":  # whose base is a family member of its own
-        base = AutoModel.from_pretrained(tmp_path).eval()
-        with torch.no_grad():
-            expected = getattr(model, model.base_model_prefix)(pixels(model))[0]
-            assert torch.equal(base(pixels(model))[0], expected)
+    base = AutoModel.from_pretrained(tmp_path).eval()
+    options = {"skip_predictor": True} if family == "vjepa2" else {}
+    with torch.no_grad():
+        expected = getattr(model, model.base_model_prefix)(pixels(model), **options)[0]
+        assert torch.equal(base(pixels(model), **options)[0], expected)
+
+
+@pytest.mark.parametrize("family", [name for name in MORE if type(lively(name)).__name__.endswith("Model")])
+def test_auto_model_gives_back_merged_features(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    model = merged(family)
+    model.save_pretrained(tmp_path)
+    if family == "xclip":  # whose tower no auto class knows
+        assert torch.equal(logits(sttm.load(tmp_path), pixels(model)), logits(model, pixels(model)))
+        return
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(loaded) is type(model) and api.plan_of(loaded) == api.plan_of(model)
+    assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
 
 
 def run_without_sttm(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

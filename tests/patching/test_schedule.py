@@ -9,16 +9,30 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     TimesformerConfig,
     TimesformerForVideoClassification,
+    VideoPrismVisionConfig,
+    VideoPrismVisionModel,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
+    VJEPA2Model,
+    XCLIPVisionConfig,
+    XCLIPVisionModel,
 )
 
 import sttm
 from sttm.backbones import backbone_of
 from sttm.benchmark.speed import SHAPES as STANDARD
 from sttm.patching.schedule import find_plan
+from tests.helpers import answer
 
 TARGETS = (0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2)
 SHAPES: dict[str, Callable[[], Any]] = {
@@ -42,6 +56,51 @@ def test_every_target_is_met_from_below(name: str, learned: bool) -> None:
         plan = sttm.apply(model, compute=target, learned=learned)
         assert target - 0.01 <= plan.compute <= target, plan
         assert plan.compute == plan.macs_after / plan.macs_before and plan.macs_before == plain
+        sttm.remove(model)
+
+
+#: Real sizes of the towers and feature models: config, and what it is.
+TOWERS: dict[str, Callable[[], Any]] = {
+    "vjepa2-g features": lambda: VJEPA2Model(VJEPA2Config(hidden_size=1408, num_hidden_layers=40, num_attention_heads=22)),
+    "clip-l 336": lambda: CLIPVisionModel(
+        CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                         image_size=336, patch_size=14)
+    ),
+    "siglip-so400m 384": lambda: SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+                           image_size=384, patch_size=14)
+    ),
+    "dinov2-g registers": lambda: Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(hidden_size=1536, num_hidden_layers=40, num_attention_heads=24, image_size=518,
+                                  patch_size=14, use_swiglu_ffn=True)
+    ),
+    "dinov3-l": lambda: DINOv3ViTModel(
+        DINOv3ViTConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                        num_register_tokens=4)
+    ),
+    "xclip-b": lambda: XCLIPVisionModel(XCLIPVisionConfig(patch_size=16)),
+    "videoprism-b": lambda: VideoPrismVisionModel(VideoPrismVisionConfig()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_of_real_size_meet_targets_as_torch_counts(name: str, frames: int) -> None:
+    with torch.device("meta"):
+        model = TOWERS[name]().eval().requires_grad_(False)
+    backbone = backbone_of(model)
+    own = backbone.clip_shape(model)
+    if frames > 1 and (backbone.restores or not backbone.pictures):
+        pytest.skip("takes clips of its own length")
+    shape = (frames, *own[1:]) if frames > 1 else own
+    for target in (0.8, 0.62, 0.4):
+        plan = sttm.apply(model, target, clip_shape=shape, restore=target < 0.5)
+        assert target - 0.01 <= plan.compute <= target, plan
+        if target == 0.62:
+            pixels = torch.empty(backbone.pixels_shape(1, shape), device="meta")
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                answer(model, pixels)
+            assert counter.get_total_flops() / 2 == plan.macs_after
         sttm.remove(model)
 
 

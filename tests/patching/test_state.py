@@ -18,7 +18,7 @@ from tests.helpers import FAMILIES, answer, lively, logits, pixels, stir
 
 #: The merger in every family; methods that merge inside a block in those whose blocks open up.
 INSIDE = [("videomae", "evit"), ("vivit", "tome"), ("vjepa2", "tome"), ("vit", "evit")]
-CASES = [*((family, "sttm") for family in FAMILIES), *INSIDE]
+CASES = [*((family, "sttm") for family in FAMILIES), *INSIDE, ("dinov3", "tome")]
 
 
 @pytest.fixture(params=CASES, ids="-".join)

@@ -43,6 +43,22 @@ class Backbone(ABC):
     restores: bool = False
     #: tokens turn by their positions in attention
     rotates: bool = False
+    #: a class token, and maybe registers, in front of the others
+    class_token: bool = False
+    #: merged models export to ONNX
+    exports: bool = True
+
+    def supports(self) -> dict[str, bool]:
+        """Return what the family is and what it supports, for `sttm models`."""
+        return {
+            "pictures": self.pictures,
+            "class_token": self.class_token,
+            "rotary": self.rotates,
+            "divided": self.aligned,
+            "features": any("Classification" not in name for name in self.classes),
+            "restores": self.restores,
+            "export": self.exports,
+        }
 
     @abstractmethod
     def blocks(self, model: Any) -> Any:

@@ -16,6 +16,7 @@ class TimeSformer(Backbone):
     example = "facebook/timesformer-base-finetuned-k400"
     classes = ("TimesformerForVideoClassification", "TimesformerModel")
     aligned = True
+    class_token = True
     time_minor = True
 
     def blocks(self, model: Any) -> Any:

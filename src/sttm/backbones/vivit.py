@@ -11,6 +11,7 @@ class ViViT(Backbone):
     family = "vivit"
     example = "google/vivit-b-16x2-kinetics400"
     classes = ("VivitForVideoClassification", "VivitModel")
+    class_token = True
 
     def blocks(self, model: Any) -> Any:
         return self.base(model).layers

@@ -7,12 +7,23 @@ from sttm.cli.printing import print_rows
 
 @app.command(epilog="Example:  sttm models --json")
 def models(as_json: Json = False) -> None:
-    """List bundled models and model families."""
+    """List bundled models, and model families with what each supports."""
     from sttm.backbones import FAMILIES
     from sttm.models import BUNDLED
 
-    rows = [{"model": name, "kind": "bundled", "about": about} for name, about in BUNDLED.items()]
-    for family in FAMILIES:
-        about = f"family {family.family}: {', '.join(family.classes)}"
-        rows.append({"model": family.example, "kind": "hub id", "about": about})
-    print_rows("Models", rows, as_json=rows if as_json else None)
+    bundled = [{"model": name, "kind": "bundled", "about": about} for name, about in BUNDLED.items()]
+    families = [
+        {"model": family.example, "kind": "hub id", "family": family.family, "classes": list(family.classes)}
+        | family.supports()
+        for family in FAMILIES
+    ]
+    if as_json:
+        print_rows("Models", bundled, as_json=[*bundled, *families])
+        return
+    print_rows("Models", [{"model": row["model"], "about": row["about"]} for row in bundled])
+    rows = []
+    for row in families:
+        what = [name.replace("_", " ") for name, value in row.items() if value is True]
+        classes = ", ".join(row["classes"])
+        rows.append({"family": row["family"], "example": row["model"], "classes": classes, "supports": ", ".join(what)})
+    print_rows("Families (docs/families.md says how to add one)", rows)

@@ -17,6 +17,7 @@ class SigLIP(Tower):
     family = "siglip"
     example = "google/siglip2-base-patch16-224"
     classes = ("SiglipVisionModel", "SiglipForImageClassification")
+    class_token = False
 
     def prefix(self, config: Any) -> int:
         return 0

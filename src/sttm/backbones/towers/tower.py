@@ -16,6 +16,7 @@ class Tower(Backbone):
     """A family of towers; what it has to say are its classes, its blocks, and what its head costs."""
 
     pictures = True
+    class_token = True
     #: the model takes pictures of any size that its patches fill
     any_size: bool = False
 
