@@ -36,7 +36,7 @@ def shaken(model: Any) -> Any:
 def xclip_model() -> Any:
     vision = xclip(mit_hidden_size=20, mit_intermediate_size=24, mit_num_hidden_layers=1, mit_num_attention_heads=2)
     text = TEXT | dict(bos_token_id=48, eos_token_id=49)
-    sizes = dict(projection_dim=20, prompt_layers=1, prompt_num_attention_heads=2)
+    sizes: dict[str, Any] = dict(projection_dim=20, prompt_layers=1, prompt_num_attention_heads=2)
     return shaken(XCLIPModel(XCLIPConfig(text_config=text, vision_config=vision.config.to_dict(), **sizes)))
 
 

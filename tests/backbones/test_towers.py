@@ -30,13 +30,15 @@ TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermed
 
 
 def clip_classifier() -> Any:
-    config = CLIPConfig(text_config=TEXT, vision_config=clip().config.to_dict(), num_labels=5)
+    labels: dict[str, Any] = dict(num_labels=5)  # which any config takes
+    config = CLIPConfig(text_config=TEXT, vision_config=clip().config.to_dict(), **labels)
     return CLIPForImageClassification(config)
 
 
 def siglip_classifier() -> Any:
     vision = siglip(vision_use_head=False).config.to_dict()
-    return SiglipForImageClassification(SiglipConfig(text_config=TEXT, vision_config=vision, num_labels=5))
+    labels: dict[str, Any] = dict(num_labels=5)
+    return SiglipForImageClassification(SiglipConfig(text_config=TEXT, vision_config=vision, **labels))
 
 
 #: What `tests.helpers` has no model of: other heads, the plain MLP where that one's is gated and the other way round.
@@ -139,7 +141,8 @@ def test_merged_patches_turn_as_the_others_in_training() -> None:
     """DINOv3 scales, stretches and shifts all coordinates anew with every forward in training."""
     model = shaken(lambda: dinov3(pos_embed_shift=0.3, pos_embed_jitter=1.5)).train()
     install(model, keeping(model, (1, 3, 24, 24), 1))
-    merged, plain = [], []
+    merged: list[Tensor] = []
+    plain: list[Tensor] = []
     for answers in (merged, plain):
         for seed in range(3):
             torch.manual_seed(seed)

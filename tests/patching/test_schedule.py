@@ -61,7 +61,9 @@ def test_every_target_is_met_from_below(name: str, learned: bool) -> None:
 
 #: Real sizes of the towers and feature models: config, and what it is.
 TOWERS: dict[str, Callable[[], Any]] = {
-    "vjepa2-g features": lambda: VJEPA2Model(VJEPA2Config(hidden_size=1408, num_hidden_layers=40, num_attention_heads=22)),
+    "vjepa2-g features": lambda: VJEPA2Model(
+        VJEPA2Config(hidden_size=1408, num_hidden_layers=40, num_attention_heads=22)
+    ),
     "clip-l 336": lambda: CLIPVisionModel(
         CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
                          image_size=336, patch_size=14)

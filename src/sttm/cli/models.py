@@ -1,5 +1,7 @@
 """`sttm models`."""
 
+from typing import Any
+
 from sttm.cli.app import app
 from sttm.cli.options import Json
 from sttm.cli.printing import print_rows
@@ -12,7 +14,7 @@ def models(as_json: Json = False) -> None:
     from sttm.models import BUNDLED
 
     bundled = [{"model": name, "kind": "bundled", "about": about} for name, about in BUNDLED.items()]
-    families = [
+    families: list[dict[str, Any]] = [
         {"model": family.example, "kind": "hub id", "family": family.family, "classes": list(family.classes)}
         | family.supports()
         for family in FAMILIES

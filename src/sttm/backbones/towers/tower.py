@@ -46,8 +46,10 @@ class Tower(Backbone):
         return Grid(frames, height // rows, width // columns, self.prefix(config))
 
     def outer_macs(self, model: Any, clip_shape: ClipShape, frames: int, tokens: int) -> int:
-        config, (pictures, channels, height, width) = self.config(model), clip_shape
-        stem = pictures * channels * height * width * config.hidden_size
+        config, grid = self.config(model), self.grid(model, clip_shape)
+        rows, columns = pair(config.patch_size)
+        # Rows and columns of pixels that fill no patch are left out.
+        stem = clip_shape[0] * grid.tokens * config.num_channels * rows * columns * config.hidden_size
         return stem + frames * self.head_macs(model, tokens)
 
     def head_macs(self, model: Any, tokens: int) -> int:
