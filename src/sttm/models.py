@@ -133,7 +133,7 @@ def plain_twin(model: nn.Module, name: str | Path = "") -> tuple[nn.Module, str]
     from sttm.patching import api
 
     if f"{name}-plain" in BUNDLED and api.plan_of(model).learned:
-        return load(f"{name}-plain").to(next(model.parameters()).device), f"{name}-plain, trained without"
+        return load(f"{name}-plain").to(next(model.parameters()).device), f"{name}-plain"
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     api.remove(twin)

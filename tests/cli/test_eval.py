@@ -165,3 +165,34 @@ def test_two_processes_count_every_video_once(sttm, motion_model, motion_list, m
     apart, together = (rows_of(tmp_path / name) for name in ("one", "two"))
     assert [row["path"] for row in apart] == [row["path"] for row in together] and len(apart) == 22
     assert [row["prediction_1"] for row in apart] == [row["prediction_1"] for row in together]
+
+
+def test_a_report_compares_with_and_without_merging(sttm, motion_model, motion_list, motion_videos, tmp_path, browser):
+    args = ["eval", motion_model, "--data", motion_list, "--labels", motion_videos / "labels.json", "--json"]
+    merged = sttm(*args, "--compute", "0.6", "--report", tmp_path / "new" / "r.html")
+    plain = sttm(*args)
+    html = (tmp_path / "new" / "r.html").read_text(encoding="utf-8")
+    shown = []
+    for summary in (json.loads(plain.out), json.loads(merged.out)):
+        low, high = (100 * end for end in summary["top1_interval"])
+        shown.append(f"{100 * summary['top1']:.1f} % ({low:.1f} to {high:.1f})")
+        assert f">{shown[-1]}<" in html
+    assert "Most hurt by merging" in html and "Most helped by merging" in html and html.count("<article>") == 6
+    assert html.count("<svg") == 2 and "2 videos could not be read" in html and "http" not in html
+    page = browser.new_page()
+    page.goto((tmp_path / "new" / "r.html").as_uri())
+    for width in (320, 1100):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_a_report_of_a_plain_model_or_without_labels_has_what_there_is(sttm, motion_model, motion_videos, tmp_path):
+    options = ["--root", motion_videos / "videos", "--report", tmp_path / "r.html"]
+    listed = motion_videos / "report-only.json"
+    listed.write_text(json.dumps([{"id": "0"}, {"id": "1"}]))
+    assert sttm("eval", motion_model, "--data", listed, *options).code == 0
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "no labels" in html and "<svg" not in html and "<article" not in html
+    outcome = sttm("eval", motion_model, "--data", listed, "--report", tmp_path / "r.pdf")
+    assert outcome.code == 2 and "give the name of a .html file" in outcome.err and outcome.err.count("\n") == 1

@@ -167,7 +167,7 @@ def test_real_videos_are_counted_and_their_whole_test_split_is_told(told, words)
             predict.find_videos([str(demo.EXAMPLES)], note=lambda _: None), sttm.load(name), PREPARE, top_k=1
         )
         assert row["correct"] == sum(r["predictions"][0]["label"] == Path(r["path"]).stem for r in records)
-        assert f"<td>{row['correct']} of 6</td>" in html
+        assert f">{row['correct']} of 6</td>" in html
     assert result["rows"][0]["card"]["value"] == 0.987 and result["rows"][1]["card"] is None
     assert "98.7 % of 4,321 clips" in html and "CC BY 4.0" in html
     assert 0.49 <= result["rows"][1]["compute"] <= 0.5

@@ -12,7 +12,7 @@ import typer
 
 from sttm.cli.app import app
 from sttm.cli.options import Compute, Json, Method, Sets, bring, read_merging
-from sttm.cli.printing import complain, complain_of_path, detail, note, print_rows, warn
+from sttm.cli.printing import cell, complain, complain_of_path, detail, note, print_rows, warn
 from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode.", show_default="cores - 1")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="For tables, predictions, a plot.")] = None,
     predictions: Annotated[Literal["csv", "parquet"], typer.Option(help="Their format in --out.")] = "csv",
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="For a page; evaluates a merged model without merging too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on a data set. Videos that cannot be read are named, and not counted."""
@@ -51,7 +54,7 @@ def evaluate(
 
     request = Request(
         target, overrides or (), data, root, format, labels, split, compute, method, views, average, batch_size,
-        dtype, device, workers, out, predictions,
+        dtype, device, workers, out, predictions, report,
     )  # fmt: skip
     raise typer.Exit(_run(request, as_json=as_json))
 
@@ -71,7 +74,9 @@ def _run(given: Request, *, as_json: bool) -> int:
         if request.out is not None:
             results.check_packages(request.predictions)
             results.make_folder(request.out, "--out")
-        evaluation, facts = _evaluate(request, settings, data, split, share)
+        if request.report is not None:
+            results.check_page(request.report)
+        evaluation, facts, page = _evaluate(request, settings, data, split, share)
         if os.environ.get("RANK", "0") != "0":
             return int(bool(evaluation.errors))
         failed = [{"path": path, "error": error} for path, error in evaluation.errors]
@@ -80,13 +85,16 @@ def _run(given: Request, *, as_json: bool) -> int:
         if request.out is not None:
             results.write(evaluation, request.out, summary, request.predictions)
             note(f"the results are in {request.out}")
+        if request.report is not None:
+            results.write_page(page, request.report)
+            note(f"the report is in {request.report}")
         return code
 
 
 def _evaluate(
     request: Request, settings: Settings | None, data: DataSettings, split: SplitName, share: float | None
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Return the evaluation, and what was evaluated."""
+) -> tuple[Evaluation, dict[str, Any], str]:
+    """Return the evaluation, what was evaluated, and the page of both where it is asked for."""
     from sttm import models
     from sttm.config import parse_views
     from sttm.data.datasets.video_set import read_split
@@ -95,6 +103,7 @@ def _evaluate(
     from sttm.evaluation.evaluate import evaluate, match_classes
     from sttm.evaluation.inference import labels_of
     from sttm.evaluation.request import model_of
+    from sttm.patching import api
 
     assert request.views and request.average and request.batch_size and request.device and request.dtype
     videos = read_split(data, split)
@@ -104,15 +113,30 @@ def _evaluate(
     device = device_of(request.device)
     compute = bring(network.to(device), share, request.method)
     detail(f"{model} on {device} in {request.dtype}, compute {compute:.3f}, {preprocess.sampling}")
-    with joined(device) as (rank, world), progress("videos", -(-len(videos.videos) // world)) as advance:
-        evaluation = evaluate(
-            network, videos, preprocess, views=parse_views(request.views), average=request.average,
-            batch_size=request.batch_size, dtype=dtype_of(request.dtype), workers=request.workers,
-            rank=rank, world=world, advance=advance,
-        )  # fmt: skip
+    compared = [(network, model)]
+    if request.report is not None and api.is_merged(network) and api.plan_of(network).mergers:
+        twin, what = models.plain_twin(network, model)
+        compared.insert(0, (twin, f"without: {what}"))
+    with joined(device) as (rank, world):
+        each, evaluations = -(-len(videos.videos) // world), []
+        with progress("videos", len(compared) * each) as advance:
+            for one, _ in compared:
+                evaluations += [evaluate(
+                    one, videos, preprocess, views=parse_views(request.views), average=request.average,
+                    batch_size=request.batch_size, dtype=dtype_of(request.dtype), workers=request.workers,
+                    rank=rank, world=world, advance=advance,
+                )]  # fmt: skip
     facts: dict[str, Any] = {"model": model, "data": str(getattr(data, split).list)}
     facts["split"] = request.split if request.data else split
-    return evaluation, facts | {"compute": compute, "views": request.views, "average": request.average}
+    facts |= {"compute": compute, "views": request.views, "average": request.average}
+    page = ""
+    if request.report is not None and rank == 0:
+        from sttm.visual.pages import evaluation as pages
+
+        runs = [pages.Run(name, one, found) for (one, name), found in zip(compared, evaluations, strict=True)]
+        told = [(key.capitalize(), cell(value)) for key, value in facts.items() if value is not None]
+        page = pages.page(runs, videos, preprocess, told)
+    return evaluations[-1], facts, page
 
 
 @contextmanager

@@ -95,7 +95,8 @@ def _answer(result: Classified, position: int, numbers: dict[int, int]) -> Answe
     if scores_K is None:
         return answer
     best = scores_K.topk(min(BEST, len(scores_K)))
-    return replace(answer, best=tuple(best.indices.tolist()), scores=tuple(best.values.tolist()))
+    of_truth = None if truth is None else float(scores_K[truth])
+    return replace(answer, best=tuple(best.indices.tolist()), scores=tuple(best.values.tolist()), of_truth=of_truth)
 
 
 def _black(preprocess: Preprocess, views: tuple[int, int]) -> Tensor:

@@ -39,6 +39,8 @@ class Answer:
     best: tuple[int, ...] = ()
     """Classes in the order of their scores, the highest first, at most `BEST`."""
     scores: tuple[float, ...] = ()
+    of_truth: float | None = None
+    """The score of its class; None where there is no label, or an error."""
     warnings: tuple[str, ...] = ()
     error: str | None = None
 
@@ -137,6 +139,25 @@ def make_folder(folder: Path, setting: str) -> None:
         probe.unlink()
     except OSError as error:
         raise SttmError(f"cannot write to {setting}={folder}: {error.strerror}; choose another folder") from error
+
+
+def check_page(path: Path) -> None:
+    """Raise SttmError if --report names no page, or a folder that cannot be written."""
+    if path.suffix not in (".html", ".htm"):
+        raise SttmError(f"--report={path} is no page; give the name of a .html file")
+    make_folder(path.parent, "the folder of --report")
+
+
+def write_page(html: str, path: Path) -> None:
+    """Write a page, whole or not at all."""
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        part.write_text(html, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise SttmError(f"cannot write --report={path}: {error.strerror}; choose another file") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_packages(format: Format) -> None:

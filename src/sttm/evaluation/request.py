@@ -42,6 +42,7 @@ class Request:
     workers: int | None
     out: Path | None
     predictions: Format
+    report: Path | None = None
 
 
 def read_config(request: Request) -> Settings | None:

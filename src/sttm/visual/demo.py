@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from rich.table import Table
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.errors import SttmError
+from sttm.evaluation.metrics import Accuracy, Confusion
 from sttm.patching import api
 from sttm.visual.comparison import TRAINING_SEED, Comparison
+from sttm.visual.pages.charts import Point, accuracy_chart, confusion_chart
 from sttm.visual.pages.page import Example, Prediction, Section, report
 from sttm.visual.pictures import Drawing, merge_picture, restore
 
-#: Synthetic clips with pictures on the page.
-PICTURES = 6
+#: Synthetic clips with pictures on the page; their frames side by side, few enough for a phone, and how wide each is.
+PICTURES, COLUMNS, CELL = 6, 4, 168
 #: The real videos: test clips of the words models, each named after its word.
 EXAMPLES = Path(models.__file__).parent / "bundled" / "examples"
 #: The plain and the merged model of the real videos.
@@ -137,8 +139,9 @@ def _page(result: dict[str, Any], synthetic: Comparison, real: Comparison, folde
     clips, classes = result["clips"], len(synthetic.labels)
     where = "" if folder == "demo" else f" {folder}"
     plans = [str(api.plan_of(comparison.networks[1])).splitlines()[0] for comparison in (synthetic, real)]
+    picked = _picked(synthetic)
     sections = [
-        _section("Synthetic videos", synthetic, _note(result), _cells(result), _picked(synthetic)),
+        _section("Synthetic videos", synthetic, _note(result), _cells(result), list(picked), picked),
         _section("Real videos", real, _words_note(words), _words_cells(words), range(len(real.files))),
     ]
     return report(
@@ -161,9 +164,26 @@ def _page(result: dict[str, Any], synthetic: Comparison, real: Comparison, folde
     )  # fmt: skip
 
 
-def _section(title: str, comparison: Comparison, text: str, cells: list[list[str]], numbers: Sequence[int]) -> Section:
+def _section(
+    title: str,
+    comparison: Comparison,
+    text: str,
+    cells: list[list[str]],
+    numbers: Sequence[int],
+    groups: Mapping[int, str] | None = None,
+) -> Section:
+    """Return one set of videos; with charts where `groups` says why each clip is shown."""
     header, *rows = cells
-    return Section(title, text, header, rows, list(_examples(comparison, numbers)))
+    charts = []
+    if groups is not None:
+        found = [Accuracy.of(torch.stack(scores), comparison.truth_N) for scores in comparison.scores]
+        macs = [api.macs(network) / 1e9 for network in comparison.networks]
+        charts.append(accuracy_chart([Point(*values) for values in zip(comparison.names, macs, found, strict=True)]))
+        best_N = torch.stack(comparison.scores[1]).argmax(-1)
+        best = [[number] for number in best_N.tolist()]
+        confusion = Confusion.of(len(comparison.labels), comparison.truth_N.tolist(), best)
+        charts.append(confusion_chart(comparison.labels, confusion))
+    return Section(title, text, header, rows, list(_examples(comparison, numbers, groups or {})), charts)
 
 
 def _cells(result: dict[str, Any]) -> list[list[str]]:
@@ -218,7 +238,7 @@ def _words_note(result: dict[str, Any]) -> str:
     )
 
 
-def _examples(comparison: Comparison, numbers: Sequence[int]) -> Iterator[Example]:
+def _examples(comparison: Comparison, numbers: Sequence[int], groups: Mapping[int, str]) -> Iterator[Example]:
     """Yield the clips of those numbers, each with what the models say and a picture of its merges."""
     model, preprocess = comparison.networks[1], comparison.preprocess
     grid = backbone_of(model).grid(model, api.plan_of(model).clip_shape)
@@ -230,17 +250,19 @@ def _examples(comparison: Comparison, numbers: Sequence[int]) -> Iterator[Exampl
         frames_TCHW, truth = restore(sample.pixels_VTCHW[0], preprocess), int(comparison.truth_N[number])
         predictions = []
         for name, scores in zip(comparison.names, comparison.scores, strict=True):
-            best = int(scores[number].argmax())
-            predictions.append(Prediction(name, comparison.labels[best], float(scores[number][best]), best == truth))
-        yield Example(comparison.labels[truth], merge_picture(Drawing(frames_TCHW, list(maps), grid)), predictions)
+            best, of_truth = int(scores[number].argmax()), float(scores[number][truth])
+            score = float(scores[number][best])
+            predictions.append(Prediction(name, comparison.labels[best], score, best == truth, of_truth))
+        picture = merge_picture(Drawing(frames_TCHW, list(maps), grid), columns=COLUMNS, cell=CELL)
+        yield Example(comparison.labels[truth], picture, predictions, groups.get(number, ""))
 
 
-def _picked(comparison: Comparison) -> list[int]:
-    """Return the numbers of the clips to show: some of different classes, then one of each kind of error, if any."""
-    classes = len(comparison.labels)
-    plain_N, merged_N = (torch.stack(scores).argmax(-1) == comparison.truth_N for scores in comparison.scores)
-    errors = [merged_N & ~plain_N, plain_N & ~merged_N, ~plain_N & ~merged_N]
-    found = [int(error_N.nonzero()[0]) for error_N in errors if error_N.any()]
-    # The classes alternate in the list: its first videos are one of each class.
-    spread = [number for number in range(0, classes, max(1, classes // PICTURES)) if number not in found]
-    return [*spread[: PICTURES - len(found)], *found]
+def _picked(comparison: Comparison) -> dict[int, str]:
+    """Return the numbers of the clips to show, those whose class lost and gained the most by merging, and why."""
+    truth_1N = comparison.truth_N[:, None]
+    plain_N, merged_N = (torch.stack(scores).gather(1, truth_1N)[:, 0] for scores in comparison.scores)
+    change_N = merged_N - plain_N
+    order = change_N.argsort(stable=True).tolist()
+    hurt = [number for number in order if change_N[number] < 0][: PICTURES // 2]
+    helped = [number for number in reversed(order) if change_N[number] > 0][: PICTURES // 2]
+    return dict.fromkeys(hurt, "Most hurt by merging") | dict.fromkeys(helped, "Most helped by merging")

@@ -134,9 +134,10 @@ def show(
     return {"path": os.fspath(clip), "output": str(path), **shown.record()}
 
 
-def read_clip(clip: str | os.PathLike[str], preprocess: Preprocess) -> Sample:
+def read_clip(clip: str | os.PathLike[str] | Video, preprocess: Preprocess) -> Sample:
     """Read one view of a video; raise SttmError if it cannot be read."""
-    with closing(read_ahead([Video(os.fspath(clip))], preprocess, (1, 1), 1)) as samples:
+    video = clip if isinstance(clip, Video) else Video(os.fspath(clip))
+    with closing(read_ahead([video], preprocess, (1, 1), 1)) as samples:
         sample = next(samples)
     if sample.pixels_VTCHW is None:
         error = sample.error or "it was not read"
