@@ -18,7 +18,7 @@ import yaml
 from sttm.model_folder import INDEX, WEIGHTS
 from sttm.patching.saving import PLAN_FILE
 from sttm.training import checkpoints
-from tests.fuzz.values import changed_bytes, changed_json, odd
+from tests.fuzz.values import changed_bytes, changed_json, odd_text
 
 #: Names of files that mean something elsewhere, and of members of a tar.
 NAMES = ["a\nb", "%s%n", "%03d", "-y", "a:b", "file:x", "é" * 60, " ", "*", "[a]", "'\"", "\udcff", "a|b"]
@@ -116,7 +116,7 @@ def _list(rng: random.Random, seeds: Path, folder: Path) -> Path:
     else:  # one cell is another
         separator = next(sign for sign in ",; \n" if sign in text)
         cells = text.split(separator)
-        cells[rng.randrange(len(cells))] = str(odd(rng))[:20_000]
+        cells[rng.randrange(len(cells))] = odd_text(rng)
         path.write_bytes(separator.join(cells).encode("utf-8", "surrogatepass"))
     for name in ("a.mp4", "b.mp4"):
         (folder / name).touch()
@@ -172,9 +172,9 @@ def _model(rng: random.Random, seeds: Path, folder: Path, kind: str = "plain") -
             file = path / WEIGHTS
             if rng.random() < 0.5:
                 header, rest = _header(file)
-                text = changed_json(json.dumps(header), rng).encode("utf-8", "replace")
-                size = rng.choice([len(text), len(text), 0, 2**63, 2**64 - 1, len(text) + 9])
-                file.write_bytes(size.to_bytes(8, "little") + text + rest)
+                changed = changed_json(json.dumps(header), rng).encode("utf-8", "replace")
+                size = rng.choice([len(changed), len(changed), 0, 2**63, 2**64 - 1, len(changed) + 9])
+                file.write_bytes(size.to_bytes(8, "little") + changed + rest)
             else:
                 file.write_bytes(changed_bytes(file.read_bytes(), rng))
         case name:

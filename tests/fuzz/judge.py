@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ class Judge:
         outside = [v.path for v in found if v.error is None and not Path(v.path).resolve().is_relative_to(root)]
         if outside:
             return Verdict("wrong", f"{outside[0]!r} is outside of the root")
-        inputs.write(found, Path(path).parent, 4)
+        with TemporaryDirectory() as folder:
+            inputs.write(found, Path(folder), 4)
         return Verdict("answered")
 
     def _config(self, path: str) -> Verdict:

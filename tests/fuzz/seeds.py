@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -64,7 +65,7 @@ def _write_clip(path: Path, codec: str, pixel_format: str) -> None:
     path.parent.mkdir(exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream: Any = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
         for image in noise:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image).reformat(format=pixel_format)))

@@ -32,6 +32,14 @@ def odd(rng: random.Random) -> Any:
     return copy.deepcopy(rng.choice(ODD))
 
 
+def odd_text(rng: random.Random) -> str:
+    """Return an odd value as Python writes it."""
+    try:
+        return str(odd(rng))
+    except RecursionError:
+        return "[" * 3000
+
+
 def changed_bytes(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
     """Return bytes with one to three faults."""
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -115,7 +123,7 @@ def _claim(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> bytes:
     if found and rng.random() < 0.8:
         at = rng.choice(found) + rng.choice([-4, 4, 8, 12, 16, 20])
     width, order = rng.choice([4, 8]), rng.choice(["big", "little"])
-    claim = (rng.choice(CLAIMS) % 2 ** (8 * width)).to_bytes(width, order)  # type: ignore[arg-type]
+    claim = (rng.choice(CLAIMS) % 2 ** (8 * width)).to_bytes(width, order)
     at = max(at, 0)
     return bytes(data[:at] + claim + data[at + width :])
 
