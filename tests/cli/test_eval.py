@@ -165,3 +165,25 @@ def test_two_processes_count_every_video_once(sttm, motion_model, motion_list, m
     apart, together = (rows_of(tmp_path / name) for name in ("one", "two"))
     assert [row["path"] for row in apart] == [row["path"] for row in together] and len(apart) == 22
     assert [row["prediction_1"] for row in apart] == [row["prediction_1"] for row in together]
+
+
+def test_isolate_reads_through_what_it_is_given(sttm, motion_model, motion_list, monkeypatch):
+    from contextlib import contextmanager
+    from dataclasses import replace
+
+    from sttm.data.loader import read_crops
+    from sttm.evaluation import evaluate as module
+
+    @contextmanager
+    def failing(workers):
+        def read(index, *job):
+            sample = read_crops(index, *job)
+            return replace(sample, pixels_VTCHW=None, error="it crashes the decoder") if index == 3 else sample
+
+        yield read
+
+    monkeypatch.setattr(module, "isolated", failing)
+    args = ["eval", motion_model, "--data", motion_list, "--json"]
+    plain, apart = (json.loads(sttm(*args, *more).out) for more in ([], ["--isolate"]))
+    new = [error["error"] for error in apart["errors"] if error not in plain["errors"]]
+    assert new == ["it crashes the decoder"] and apart["clips"] == plain["clips"] - 1

@@ -73,7 +73,7 @@ def read_bytes(file: Path, most: int) -> bytes:
     if state.st_size > most:
         raise SttmError(f"{file} is larger than {most >> 20:,} MiB, which is more than it can need; check the path")
     with file.open("rb") as opened:
-        return opened.read(most + 1)
+        return opened.read(state.st_size)  # with a number that is not more, as memory is reserved for it
 
 
 def parse_yaml(text: str, name: str | Path, advice: str = "correct it there") -> Any:
