@@ -2,11 +2,12 @@
 #   make demo    the whole story in one run, offline: a table, and report.html
 #   make test    every test                      make check   what a commit must pass
 #   make bench   plain and merged, timed in turn   make docs    the site, in site/
+#   make fuzz    mutated clips, lists, configs, models, checkpoints and shards: CASES=500 SEED=0
 #   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench docs test-install
+.PHONY: demo test check bench docs fuzz test-install
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,6 +33,12 @@ bench: $(READY)
 docs: $(READY)
 	@said=$$($(BIN)/zensical build --clean --strict 2>&1); code=$$?; echo "$$said"; \
 	  test $$code -eq 0 && ! echo "$$said" | grep -q '^griffe:'
+
+# At most an hour, however many cases; 5,000 take about ten minutes on two cores.
+CASES ?= 500
+SEED ?= 0
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 test-install: $(READY)
 	$(BIN)/python tests/install.py

@@ -37,6 +37,8 @@ TARGETS = {
 }
 #: Seconds that a run may take before it counts as one that hangs.
 PATIENCE = 1800
+#: Kills in one round at most, after which it may come to its end.
+EACH = 5
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def run(folder: Path, kills: int, videos: int, seed: int, targets: list[str]) ->
     counts: Counter[str] = Counter(rows_expected=0)
     while killed.total() < kills:
         output = folder / f"round-{counts['rounds']}"
-        killed += _round(source, output, rng, targets, kills - killed.total(), seconds, counts)
+        killed += _round(source, output, rng, targets, min(EACH, kills - killed.total()), seconds, counts)
         rows = _rows(output)
         numbers = Counter(row["number"] for row in rows)
         counts["rounds"] += 1
@@ -88,7 +90,7 @@ def _round(
     deadline = time.monotonic() + PATIENCE
     process = _command(source, output)
     counts["runs"] += 1
-    due = time.monotonic() + rng.uniform(0, seconds)
+    due = time.monotonic() + rng.uniform(0, seconds / 2)
     while True:
         code = process.poll()
         if code is not None and code in (0, 1) and _finished(output):
@@ -100,12 +102,12 @@ def _round(
         if code is not None:
             process = _command(source, output)
             counts["runs"] += 1
-            due = time.monotonic() + rng.uniform(0, seconds)
+            due = time.monotonic() + rng.uniform(0, seconds / 2)
         elif time.monotonic() > due and killed.total() < most:
             target = rng.choice(targets)
             if _kill(process.pid, target, rng):
                 killed[target] += 1
-                due = time.monotonic() + rng.uniform(1, seconds / 2)
+                due = time.monotonic() + rng.uniform(0, seconds / 8)
         time.sleep(0.1)
 
 

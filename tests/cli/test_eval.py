@@ -196,3 +196,25 @@ def test_a_report_of_a_plain_model_or_without_labels_has_what_there_is(sttm, mot
     assert "no labels" in html and "<svg" not in html and "<article" not in html
     outcome = sttm("eval", motion_model, "--data", listed, "--report", tmp_path / "r.pdf")
     assert outcome.code == 2 and "give the name of a .html file" in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_isolate_reads_through_what_it_is_given(sttm, motion_model, motion_list, monkeypatch):
+    from contextlib import contextmanager
+    from dataclasses import replace
+
+    from sttm.data.loader import read_crops
+    from sttm.evaluation import evaluate as module
+
+    @contextmanager
+    def failing(workers):
+        def read(index, *job):
+            sample = read_crops(index, *job)
+            return replace(sample, pixels_VTCHW=None, error="it crashes the decoder") if index == 3 else sample
+
+        yield read
+
+    monkeypatch.setattr(module, "isolated", failing)
+    args = ["eval", motion_model, "--data", motion_list, "--json"]
+    plain, apart = (json.loads(sttm(*args, *more).out) for more in ([], ["--isolate"]))
+    new = [error["error"] for error in apart["errors"] if error not in plain["errors"]]
+    assert new == ["it crashes the decoder"] and apart["clips"] == plain["clips"] - 1

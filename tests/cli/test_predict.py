@@ -191,3 +191,21 @@ def test_an_error_leaves_no_output(sttm, small_model, clips, tmp_path, monkeypat
     monkeypatch.setattr("sttm.evaluation.predict.predict_files", fail)
     outcome = sttm("predict", clips, "--model", small_model, "--output", tmp_path / "out.csv")
     assert outcome.code == 2 and "do not fit" in outcome.err and not list(tmp_path.iterdir())
+
+
+def test_isolate_reads_in_processes_of_their_own(sttm, clips, small_model, monkeypatch):
+    from sttm.evaluation import predict as module
+
+    plain = sttm("predict", clips, "--model", small_model, "--json")
+    started = []
+
+    def noted(*args):
+        started.append(args)
+        return isolated(*args)
+
+    isolated = module.isolated  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "isolated", noted)
+    apart = sttm("predict", clips, "--model", small_model, "--json", "--isolate")
+    assert started and apart.code == plain.code == 1
+    for one, other in zip(plain.records, apart.records, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}

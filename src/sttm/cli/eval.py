@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sttm.cli.app import app
-from sttm.cli.options import Compute, Json, Method, Sets, bring, read_merging
+from sttm.cli.options import Compute, Isolate, Json, Method, Sets, bring, read_merging
 from sttm.cli.printing import cell, complain, complain_of_path, detail, note, print_rows, warn
 from sttm.cli.progress import progress
 
@@ -42,6 +42,7 @@ def evaluate(
     dtype: Annotated[Literal["fp32", "bf16"] | None, typer.Option(show_default="fp32")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(show_default="auto")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode.", show_default="cores - 1")] = None,
+    isolate: Isolate = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="For tables, predictions, a plot.")] = None,
     predictions: Annotated[Literal["csv", "parquet"], typer.Option(help="Their format in --out.")] = "csv",
     report: Annotated[
@@ -54,7 +55,7 @@ def evaluate(
 
     request = Request(
         target, overrides or (), data, root, format, labels, split, compute, method, views, average, batch_size,
-        dtype, device, workers, out, predictions, report,
+        dtype, device, workers, isolate, out, predictions, report,
     )  # fmt: skip
     raise typer.Exit(_run(request, as_json=as_json))
 
@@ -124,7 +125,7 @@ def _evaluate(
                 evaluations += [evaluate(
                     one, videos, preprocess, views=parse_views(request.views), average=request.average,
                     batch_size=request.batch_size, dtype=dtype_of(request.dtype), workers=request.workers,
-                    rank=rank, world=world, advance=advance,
+                    isolate=request.isolate, rank=rank, world=world, advance=advance,
                 )]  # fmt: skip
     facts: dict[str, Any] = {"model": model, "data": str(getattr(data, split).list)}
     facts["split"] = request.split if request.data else split

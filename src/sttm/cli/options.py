@@ -23,6 +23,9 @@ Format = Annotated[str, typer.Option(help="Annotation format of a list.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is a CUDA device.")]
 Dtype = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is by autocast.")]
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Read videos in processes of their own, 60 s and 4 GiB each at most.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="K=V", help="Overrides the config, as optimizer.lr=1e-4; may be repeated."),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sttm.cli.app import app
-from sttm.cli.options import Batch, Compute, Device, Dtype, Json, Method, Model, bring, read_merging
+from sttm.cli.options import Batch, Compute, Device, Dtype, Isolate, Json, Method, Model, bring, read_merging
 from sttm.cli.printing import complain, complain_of_path, detail, note, printable, warn
 from sttm.cli.progress import progress
 
@@ -27,6 +27,7 @@ def predict(
     batch_size: Batch = 8,
     device: Device = "auto",
     dtype: Dtype = "fp32",
+    isolate: Isolate = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write .jsonl, .csv or .parquet, whole or not at all.")
     ] = None,
@@ -57,7 +58,7 @@ def predict(
         files = find_videos(clips, note=lambda sentence: warn(printable(sentence)))
         records = predict_files(
             files, network, preprocess, top_k=top_k, views=temporal_and_spatial, batch_size=batch_size, compute=spent,
-            dtype=dtype_of(dtype), notice=notice,
+            dtype=dtype_of(dtype), notice=notice, isolate=isolate,
         )  # fmt: skip
         failed = _report(records, len(files), as_json=as_json, write=write)
     if output is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from sttm.errors import SttmError, first_line
 MAX_DIGITS = 19
 #: Values of a YAML text with its aliases expanded.
 MAX_VALUES = 100_000
-#: Bytes of a JSON file that describes a model.
-MAX_BYTES = 2**26
+#: Bytes of a JSON file that describes a model, of a config, and of a list.
+MAX_BYTES, MAX_CONFIG, MAX_LIST = 2**26, 2**20, 2**32
 
 
 def parse_json(text: str | bytes, name: str | Path, advice: str = "correct it there") -> Any:
@@ -47,18 +48,32 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         SttmError: for a missing or unreadable file, or anything else in it.
     """
+    if not file.is_file():
+        raise SttmError(f"{file} does not exist; give the folder of a saved transformers model")
     try:
-        if not file.is_file():
-            raise SttmError(f"{file} does not exist; give the folder of a saved transformers model")
-        if file.stat().st_size > MAX_BYTES:
-            raise SttmError(f"{file} is larger than {MAX_BYTES >> 20} MiB; save or download the model again")
-        data = file.read_bytes()
+        data = read_bytes(file, MAX_BYTES)
     except OSError as error:
         raise SttmError(f"{file} cannot be read ({error.strerror}); give a readable model folder") from None
     values = parse_json(data, file, "save or download the model again")
     if not isinstance(values, dict):
         raise SttmError(f"{file} holds a {type(values).__name__}, not an object; save or download it again")
     return values
+
+
+def read_bytes(file: Path, most: int) -> bytes:
+    """Return the bytes of a file: a regular one, neither a device without end nor a pipe that nobody fills.
+
+    Raises:
+        SttmError: for any other, or one of more than `most` bytes.
+        OSError: if the system cannot read it.
+    """
+    state = file.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise SttmError(f"{file} is no regular file; give the path of one")
+    if state.st_size > most:
+        raise SttmError(f"{file} is larger than {most >> 20:,} MiB, which is more than it can need; check the path")
+    with file.open("rb") as opened:
+        return opened.read(state.st_size)  # with a number that is not more, as memory is reserved for it
 
 
 def parse_yaml(text: str, name: str | Path, advice: str = "correct it there") -> Any:

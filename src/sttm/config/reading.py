@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sttm.config.parsing import parse_yaml
+from sttm.config.parsing import MAX_CONFIG, parse_yaml, read_bytes
 from sttm.config.settings import Settings
 from sttm.errors import SttmError, did_you_mean, quoted, shown
 
@@ -83,7 +83,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise SttmError(f"{path} inherits from itself; remove one `{INHERIT}`")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MAX_CONFIG).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise SttmError(

@@ -54,13 +54,14 @@ def running(address: str | None, memory_gib: float) -> Iterator[Any]:
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise SttmError("sttm batch runs on Ray Data, which is not installed: pip install 'sttm[batch]'")
     os.environ.update(_ENVIRONMENT)
+    if address is None and "ray" not in sys.modules:
+        # It listens on all of the machine's addresses, so it asks for a token that only its own processes have.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)))
     import ray
     import ray.data
 
     _remove_left_overs()
     place = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
-    if address is None:  # it listens on all of the machine's addresses, so it asks for a token that only its own know
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)))
     local = dict(
         address="local", num_cpus=_cores(), object_store_memory=int(memory_gib * 2**30), include_dashboard=False,
         _temp_dir=place,

@@ -84,40 +84,45 @@ class ReadingProcess:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
 
     def read(self, index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:
         """Return what `read_crops` returns, or a Sample whose error says how the reader ended."""
         job = pickle.dumps((index, video, preprocess, views, self.limits))
-        error = f"the process that reads {video.path} cannot be started; see sttm doctor"
         for last in (False, True):  # a process may have been ended from outside, which says nothing of the video
+            if self._closed:
+                break
             try:
-                if self._pipe is None:
-                    self._start()
-                assert self._pipe is not None
-                self._pipe.send_bytes(job)
-                if self._pipe.poll(self.limits.seconds + GRACE):
-                    answer = pickle.loads(self._pipe.recv_bytes())
+                pipe = self._pipe or self._start()
+                pipe.send_bytes(job)
+                if pipe.poll(self.limits.seconds + GRACE):
+                    answer = pickle.loads(pipe.recv_bytes())
                     if answer == signal.SIGKILL and not last:
                         continue
                     return answer if isinstance(answer, Sample) else self._failed(index, video, answer)
-                self.close()
+                self._end()
                 return self._failed(index, video, signal.SIGALRM)
             except (EOFError, OSError):
-                self.close()
+                self._end()
+        error = f"the process that reads {video.path} has ended or cannot be started; see sttm doctor"
         return Sample(index, video.path, video.label, None, (), error, 0.0, 0)
 
     def close(self) -> None:
-        """End the process; `read` would start another."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.kill()  # the reader ends with it, as its pipe does
-            self._process.wait()
-        self._pipe = self._process = None
+        """End the process, also while another thread waits for it; nothing is read after that."""
+        self._closed = True
+        self._end()
 
-    def _start(self) -> None:
+    def _end(self) -> None:
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        if process is not None:
+            process.kill()  # the reader ends with it, as its pipe does
+            process.wait()
+        if pipe is not None and not self._closed:  # else the thread that waits sees its end
+            pipe.close()
+
+    def _start(self) -> Connection[Any, Any]:
         ours, theirs = socket.socketpair()
         with theirs:
             code = f"from sttm.data.isolated import _serve; _serve({theirs.fileno()})"
@@ -127,6 +132,7 @@ class ReadingProcess:
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": places},
             )  # fmt: skip
         self._pipe = Connection(ours.detach())
+        return self._pipe
 
     def _failed(self, index: int, video: Video, number: int) -> Sample:
         """Return the sample of a video whose reader was ended by a signal."""

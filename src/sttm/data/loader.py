@@ -83,7 +83,8 @@ def read_ahead(
     over without a copy. Closing the generator ends the threads.
 
     Args:
-        read: decodes and crops one video; left out, `read_crops`, in these threads.
+        read: decodes and crops one video; left out, `read_crops`, in these threads. Whoever gives another ends what it
+            waits for: closing the generator does not wait for it.
     """
     height, width = preprocess.crop or (224, 224)
     num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
@@ -102,7 +103,7 @@ def read_ahead(
             pending.extend(pool.submit(load, *item) for item in islice(to_do, 1))
             yield sample
     finally:  # also reached when the consumer stops early
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=read is read_crops, cancel_futures=True)
 
 
 def read_crops(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:

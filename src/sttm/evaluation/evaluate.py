@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sttm.data.datasets.labels import Classes
 from sttm.data.datasets.video_set import VideoSet
+from sttm.data.isolated import isolated
 from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.errors import SttmError
@@ -36,6 +37,7 @@ def evaluate(
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
+    isolate: bool = False,
     rank: int = 0,
     world: int = 1,
     advance: Callable[[int], None] = lambda videos: None,
@@ -49,6 +51,7 @@ def evaluate(
     Args:
         views, average, batch_size, dtype: as in `inference.classify`.
         workers: threads that decode ahead of the model; left out, `inference.reading_threads`.
+        isolate: read the videos in processes of their own; see `sttm.data.isolated`.
         rank, world: this process, and how many there are, in torch.distributed.
         advance: called after each batch with the number of its videos.
 
@@ -58,8 +61,11 @@ def evaluate(
     started = time.perf_counter()
     labels = labels_of(model)
     numbers = match_classes(videos, labels)
-    samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
-    with closing(samples):
+    workers, own = workers or reading_threads(), videos.videos[rank::world]
+    with (
+        isolated(workers) if isolate else nullcontext() as read,
+        closing(read_ahead(own, preprocess, views, workers, read)) as samples,
+    ):
         batches = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
         results = classify(
             model, samples, views=views, average=average, batch_size=batch_size, dtype=dtype, batches=batches,

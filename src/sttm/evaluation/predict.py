@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sttm import models
+from sttm.data.isolated import isolated
 from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.video import VIDEO_SUFFIXES, Video, skipped_files
@@ -36,6 +37,7 @@ def predict(
     batch_size: int = 8,
     dtype: str = "fp32",
     device: str = "auto",
+    isolate: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Classify video files: load a model, bring it to `compute`, and yield one record for each file, in order.
 
@@ -55,6 +57,7 @@ def predict(
         batch_size: clips that go through the model at once; every view is a clip.
         dtype: "fp32", or "bf16" by autocast.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
+        isolate: read the files in processes of their own, within limits of time and memory; see `sttm.data.isolated`.
 
     Raises:
         SttmError: for a model, compute, dtype or device that cannot be. A file that cannot be read is a record.
@@ -68,6 +71,7 @@ def predict(
     names = [paths] if isinstance(paths, str | PathLike) else paths
     files, spent = find_videos(fspath(name) for name in names), 1.0 if plan is None else plan.compute
     options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size, "dtype": kind}
+    options["isolate"] = isolate
     return predict_files(files, network, preprocess, compute=spent, notice=notice, **options)
 
 
@@ -102,6 +106,7 @@ def predict_files(
     compute: float = 1.0,
     dtype: torch.dtype = torch.float32,
     notice: str | None = None,
+    isolate: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Classify every file, and yield one record for each, in order, as soon as its batch has run.
 
@@ -113,12 +118,16 @@ def predict_files(
         model, views, batch_size, dtype: as in `inference.classify`; the model has `config.id2label`.
         compute: what the model costs relative to its plain self; it is only reported.
         notice: what all predictions are to be read with, such as `bundled_notice`; it is only reported.
+        isolate: read the files in processes of their own; see `sttm.data.isolated`.
 
     Raises:
         SttmError: if a batch does not fit into the device's memory, or the model does not take such clips.
     """
     labels = labels_of(model)
-    with closing(read_ahead(files, preprocess, views, READERS)) as samples:
+    with (
+        isolated(READERS) if isolate else nullcontext() as read,
+        closing(read_ahead(files, preprocess, views, READERS, read)) as samples,
+    ):
         for result in classify(model, samples, views=views, batch_size=batch_size, dtype=dtype):
             record = record_of(result, labels, top_k, compute)
             yield record | {"notice": notice} if notice and "predictions" in record else record

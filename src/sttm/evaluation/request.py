@@ -40,6 +40,7 @@ class Request:
     dtype: str | None
     device: str | None
     workers: int | None
+    isolate: bool
     out: Path | None
     predictions: Format
     report: Path | None = None

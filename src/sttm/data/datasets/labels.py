@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sttm.config.parsing import parse_json
+from sttm.config.parsing import MAX_LIST, parse_json, read_bytes
 from sttm.errors import SttmError, did_you_mean, first_line
 
 _DIRECTIONS = {"left", "right", "leftward", "rightward", "leftwards", "rightwards", "leftmost", "rightmost"}
@@ -114,7 +114,7 @@ def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
 def read_text(path: Path) -> str:
     """Read UTF-8 text, with or without a byte order mark; raise SttmError if that is not possible."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MAX_LIST).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise SttmError(f"cannot read {path} ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
