@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import sttm
 from sttm.config import Settings, load
-from sttm.data import loader
+from sttm.data import loader, threads
 from sttm.evaluation.evaluate import evaluate
 from sttm.training import checkpoints, recipe
 from sttm.training import run as engine
@@ -194,6 +194,28 @@ def test_a_signal_stops_an_evaluation_with_which_the_continuation_begins(
     records: list[dict[str, Any]] = []
     engine.train(load(config), records.append)
     assert [r["step"] for r in records if r.get("event") == "evaluation"] == [4, 8]
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
+
+
+def test_a_signal_stops_an_evaluation_while_it_waits_for_a_video(
+    config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, real = threading.Event(), loader.read_crops
+
+    def stuck(*args: Any, **options: Any) -> Any:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        over.wait(60)
+        return real(*args, **options)
+
+    monkeypatch.setattr(threads, "FAREWELL", 0.1)
+    with monkeypatch.context() as patch, pytest.raises(engine.Stopped) as stopped:
+        patch.setattr(loader, "read_crops", stuck)
+        engine.train(load(config))
+    over.set()
+    assert stopped.value.step == 4 and stopped.value.checkpoint is not None
+    records: list[dict[str, Any]] = []
+    engine.train(load(config), records.append)
+    assert records[0]["resumed_at"] == 4
     assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
 
 

@@ -39,6 +39,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     advance: Callable[[int], None] = lambda videos: None,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Evaluation:
     """Evaluate a model, in eval mode and on its device, on a data set.
 
@@ -51,6 +52,7 @@ def evaluate(
         workers: threads that decode ahead of the model; left out, `inference.reading_threads`.
         rank, world: this process, and how many there are, in torch.distributed.
         advance: called after each batch with the number of its videos.
+        waiting: called about once a second while a video is waited for; what it raises ends the evaluation.
 
     Raises:
         SttmError: for a class that the model does not know, clips that it does not take, or too little memory.
@@ -58,7 +60,7 @@ def evaluate(
     started = time.perf_counter()
     labels = labels_of(model)
     numbers = match_classes(videos, labels)
-    samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads())
+    samples = read_ahead(videos.videos[rank::world], preprocess, views, workers or reading_threads(), waiting=waiting)
     with closing(samples):
         batches = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
         results = classify(

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +181,8 @@ class _Run:
             better = self._validate()
             stop = self._stop_signal()
         except Stopped as stopped:  # during an evaluation, with which the continuation begins
+            if stopped.checkpoint is None:
+                raise
             better, stop = False, stopped.signal
         ended = progress.step == self.steps and progress.evaluated == progress.step
         if ended or better or stop or progress.step % self.settings.run.save_every == 0:
@@ -226,6 +229,7 @@ class _Run:
                 model, videos, self.training.preprocess, views=parse_views(settings.views), average=settings.average,
                 batch_size=settings.batch_size, dtype=self.learner.dtype, workers=max(1, self.workers),
                 rank=self.accelerator.process_index, world=self.world, advance=self._stop_if_asked,
+                waiting=partial(self._stop_waiting, save=False),
             )  # fmt: skip
         finally:
             model.train()
@@ -235,14 +239,15 @@ class _Run:
         if stop := self._stop_signal():
             raise Stopped(stop, self.progress.step, self._checkpoint())
 
-    def _stop_waiting(self, seconds: float) -> None:
+    def _stop_waiting(self, seconds: float, *, save: bool = True) -> None:
         """Stop while a batch is waited for, if a signal was received: between two steps all that is learned is whole.
 
-        Of several processes none can save alone, so they wait for the end of the step; but not for ever.
+        Of several processes none can save alone, so they wait for the end of the step; but not for ever. In an
+        evaluation, where the weights may be averaged ones, nothing is saved until it is left.
         """
         if not self.signals or (self.world > 1 and seconds < GRACE):
             return
-        if self.world == 1:
+        if self.world == 1 and save:
             self._save()
         raise Stopped(self.signals[0], self.progress.step, self._checkpoint() if self.world == 1 else None)
 
