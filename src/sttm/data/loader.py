@@ -253,9 +253,10 @@ class _TrainingClips(Dataset[Batch]):
 
     def _clips(self, video: Video, position: int) -> list[Tensor]:
         """Decode a video once, and augment it once a repeat."""
-        (clip,) = video.read(self.sampling, _rng(self.seed, FRAMES, position), cache=self.cache)
         rngs = [_rng(self.seed, AUGMENT, position, r) for r in range(self.settings.repeats)]
-        return [self.augment(clip.frames_TCHW, rng) for rng in rngs]
+        frames, crops_of = _rng(self.seed, FRAMES, position), self.augment.crops(rngs)
+        clips = video.read(self.sampling, frames, cache=self.cache, prepare=crops_of)
+        return [self.augment.finish(clip.frames_TCHW, rng) for clip, rng in zip(clips, rngs, strict=True)]
 
 
 def _rng(*key: int) -> np.random.Generator:
