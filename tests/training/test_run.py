@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,16 +287,27 @@ def test_a_list_that_was_edited_meanwhile_is_refused(config: Path, motion: Path,
     (tmp_path / "moved").symlink_to(motion / "videos")
     mine.write_text(json.dumps(entries, indent=4))
     engine.train(load(config, [*sets, f"data.root={tmp_path / 'moved'}"]))
+
+    def video(number: int) -> str:
+        return f"{entries[number]['id']}.mp4"
+
+    def label(number: int) -> str:
+        return str(entries[number]["template"]).replace("[", "").replace("]", "")
+
+    total, first = f"{len(entries)} videos", sorted(map(video, range(5)))[:3]
     relabelled = [entries[0] | {"template": entries[1]["template"]}, *entries[1:]]
     for edited, part in (
-        (entries[:-1], f"({len(entries)} videos then and {len(entries) - 1} now)"),
-        (relabelled, "(other videos, labels or order)"),
-        (entries[::-1], "(other videos, labels or order)"),
+        (entries[:-1], f"({total} then and {len(entries) - 1} now; gone: {video(-1)})"),
+        (entries[5:], f"({total} then and {len(entries) - 5} now; gone: {', '.join(first)} and 2 more)"),
+        (relabelled, f"({total} then and {len(entries)} now; another label: {video(0)} ("),
+        (relabelled, f"({label(0)} then, {label(1)} now))"),
+        (entries[::-1], f"({total} then and {len(entries)} now; in another order, or listed more than once)"),
     ):
         mine.write_text(json.dumps(edited))
-        assert f"data.train.list is not what the run in {tmp_path / 'run'} began with {part}" in refused(
-            load(config, sets)
-        )
+        said = refused(load(config, sets))
+        assert f"data.train.list is not what the run in {tmp_path / 'run'} began with (" in said and part in said
+    shutil.rmtree(tmp_path / "run" / "lists")
+    assert f"({total} then and {len(entries)} now); give" in refused(load(config, sets))
 
 
 def test_the_parts_that_start_from_random_weights_are_named(config: Path, motion: Path, tmp_path: Path) -> None:

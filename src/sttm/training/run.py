@@ -45,9 +45,9 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
     """Train a model, or continue from the last checkpoint in the run's folder.
 
     Args:
-        settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, checkpoints/, log.jsonl,
-            the trackers' files, model/ (the last weights, or their average), best/ (the best on validation, if there
-            is a validation split) and results.json.
+        settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, lists/, checkpoints/,
+            log.jsonl, the trackers' files, model/ (the last weights, or their average), best/ (the best on validation, if
+            there is a validation split) and results.json.
         report: called with a record at the start, every `run.log_every` steps, after each evaluation and at the end.
 
     Returns:
@@ -85,12 +85,13 @@ class _Run:
         self.micro_batch = checks.micro_batch(settings, self.world)
         self.steps, self.evaluate_every = checks.lengths(settings, len(self.videos.videos))
         splits = {"train": self.videos, "validation": self.validation, "test": self.test}
-        self.lists = {name: checks.fingerprint(videos) for name, videos in splits.items() if videos is not None}
+        lists = {name: videos for name, videos in splits.items() if videos is not None}
+        self.fingerprints = {name: checks.fingerprint(videos) for name, videos in lists.items()}
         found = checkpoints.latest(self.folder / "checkpoints")
         if found is not None:
             checks.check_same_run(settings, found[1]["settings"], self.folder)
             checks.check_same_classes(self.videos.classes, found[1]["classes"], self.folder)
-            checks.check_same_data(self.lists, found[1]["data"], self.folder)
+            checks.check_same_data(lists, found[1]["data"], self.folder)
         self.learner = Learner(settings, self.accelerator, self.videos.classes)
         self.training, self.progress = self.learner.training, Progress()
         if found is not None:
@@ -98,6 +99,8 @@ class _Run:
             self.progress = Progress.of(found[1])
         if self.main:
             (self.folder / "config.yaml").write_text(dump(settings), encoding="utf-8")
+            if found is None:
+                checks.write_lists(lists, self.folder)
         self._report_start(found)
 
     def _labelled(self, name: Literal["validation", "test"]) -> VideoSet | None:
@@ -213,7 +216,8 @@ class _Run:
         return int(self.accelerator.gather(own[None]).max())
 
     def _save(self) -> None:
-        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes, "data": self.lists}
+        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes}
+        run["data"] = self.fingerprints
         checkpoints.save(self.training, self._checkpoint(), {**vars(self.progress), **run}, self.main)
         if self.main:
             checkpoints.prune(
