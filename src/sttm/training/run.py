@@ -46,8 +46,8 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
 
     Args:
         settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, lists/, checkpoints/,
-            log.jsonl, the trackers' files, model/ (the last weights, or their average), best/ (the best on validation, if
-            there is a validation split) and results.json.
+            log.jsonl, the trackers' files, model/ (the last weights, or their average), results.json, and best/ (the
+            best on validation, if there is such a split).
         report: called with a record at the start, every `run.log_every` steps, after each evaluation and at the end.
 
     Returns:
