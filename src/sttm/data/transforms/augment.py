@@ -66,7 +66,8 @@ class Augment:
             if self.settings.crop == "centre":
                 return self.preprocess.resize_and_crop(frame_CHW[None])[:, 0].expand(len(rngs), -1, -1, -1)
             if not boxes:
-                boxes.extend(self._box(*frame_CHW.shape[1:], rng) for rng in rngs)
+                height, width = frame_CHW.shape[1:]
+                boxes.extend(self._box(height, width, rng) for rng in rngs)
             return torch.stack([self._cropped(frame_CHW, box) for box in boxes])
 
         return crops_of
