@@ -97,7 +97,7 @@ def test_a_model_without_a_head_says_so(kind: Any, save: Callable[..., Path], st
     folder = save(kind(config))
     outcome = sttm("predict", clips / "a.mp4", "--model", folder)
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
-    assert "no classification head" in outcome.err, outcome.err
+    assert "no head that classifies" in outcome.err, outcome.err
 
 
 def test_positions_that_the_model_would_not_compute_are_not_dropped(save: Callable[..., Path]) -> None:

@@ -171,7 +171,7 @@ def check_loaded(info: Mapping[str, Any], model: nn.Module, folder: Path, name: 
     # What V-JEPA 2 was pre-trained with takes no part in a classifier's forward.
     missing = {str(key) for key in info["missing_keys"] if "predictor" not in str(key).split(".")}
     if missing:
-        head = " and so no classification head" if any(key.startswith("classifier.") for key in missing) else ""
+        head = " and so no head that classifies" if any(key.startswith("classifier.") for key in missing) else ""
         advice = "use a checkpoint that was fine-tuned for classification"
         raise SttmError(f"{name} has no trained weights for {few(missing)}{head}; {advice}")
     if wrong := sorted(info.get("mismatched_keys", ())):
