@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ from sttm.errors import SttmError, few, first_line, shown
 from sttm.patching.saving import INNER, INNER_TYPE, MODEL_TYPE, PLAN_FILE, read_plan
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from sttm.patching.plan import Plan
 
+ADAPTER = "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Types that a model's weights may have, by their names in safetensors.
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -100,6 +101,11 @@ def open_folder(folder: Path) -> ModelFolder:
 
 def check_files(folder: Path) -> None:
     """Raise SttmError, one sentence for each way in which a folder is not a model."""
+    if (folder / ADAPTER).is_file():  # with peft installed, transformers would load the base that it names
+        raise SttmError(
+            f"{folder} holds an adapter of PEFT ({ADAPTER}), not a whole model; load it with peft where you trust it, "
+            "call merge_and_unload, and save that model with save_pretrained into a folder of its own"
+        )
     if not (folder / "config.json").is_file():
         raise SttmError(f"{folder} is not a model folder: it has no config.json; give a folder that transformers saved")
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
@@ -142,23 +148,35 @@ def read_header(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return header
 
 
+def read_tensors(folder: Path, names: Container[str]) -> dict[str, Tensor]:
+    """Return those of the named tensors that the safetensors of a folder hold."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}
+    return found
+
+
 # --- The model ----------------------------------------------------------------------------------------------
 
 
-def check_loaded(info: Mapping[str, Any], model: nn.Module, name: object) -> None:
+def check_loaded(info: Mapping[str, Any], model: nn.Module, folder: Path, name: object) -> None:
     """Check what transformers says of the tensors that it loaded: none missing, left over, or of another shape.
 
     Raises:
         SttmError: naming the first few.
     """
-    missing = {str(key) for key in info["missing_keys"]}
+    # What V-JEPA 2 was pre-trained with takes no part in a classifier's forward.
+    missing = {str(key) for key in info["missing_keys"] if "predictor" not in str(key).split(".")}
     if missing:
-        raise SttmError(
-            f"{name} has no trained weights for {few(missing)}; use a checkpoint that was fine-tuned for classification"
-        )
+        head = " and so no head that classifies" if any(key.startswith("classifier.") for key in missing) else ""
+        advice = "use a checkpoint that was fine-tuned for classification"
+        raise SttmError(f"{name} has no trained weights for {few(missing)}{head}; {advice}")
     if wrong := sorted(info.get("mismatched_keys", ())):
         raise SttmError(f"{name} has {mismatch(wrong[0])}; {AGAIN}")
-    if unused := unexpected(info, model):
+    if unused := unexpected(info, model, folder):
         raise SttmError(f"{name} has tensors that its config gives no place to ({few(unused)}); {AGAIN}")
     if errors := info.get("error_msgs"):
         raise SttmError(f"cannot load a model from {name}: {str(errors[0]).strip().splitlines()[0][:200]}; {AGAIN}")
@@ -170,13 +188,27 @@ def mismatch(wrong: Any) -> str:
     return f"{key} of shape {tuple(found)} and the model needs {tuple(wanted)}"
 
 
-def unexpected(info: Mapping[str, Any], model: nn.Module) -> set[str]:
-    """Return the tensors that were left over, but for parts that only pre-training has."""
+def unexpected(info: Mapping[str, Any], model: nn.Module, folder: Path) -> set[str]:
+    """Return the tensors that were left over, but for parts that only pre-training has and tables that are computed."""
     names = "pooler" in " ".join(name for name, _ in model.named_modules())
     parts = PRETRAINING if names else (*PRETRAINING, "pooler")
-    return {
-        str(key) for key in info["unexpected_keys"] if not any(part.startswith(parts) for part in str(key).split("."))
-    }
+    unused = {str(key) for key in info["unexpected_keys"] if not _is_part(str(key), parts)}
+    if not unused:
+        return unused
+    found = read_tensors(folder, unused)
+    return {key for key in unused if key not in found or not _computes(model, key, found[key])}
+
+
+def _is_part(key: str, parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(parts) for part in key.split("."))
+
+
+def _computes(model: nn.Module, key: str, stored: Tensor) -> bool:
+    """Return whether a model holds the same values under this name outside its state, as it computed them itself."""
+    value: Any = model
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return hasattr(value, "shape") and value.shape == stored.shape and value.allclose(stored.to(value), atol=1e-5)
 
 
 def check_weights(model: nn.Module, header: Header, name: object) -> None:
@@ -190,7 +222,7 @@ def check_weights(model: nn.Module, header: Header, name: object) -> None:
     mergers = {key for key in header if ".merger." in key}
     if unused := {key for key in mergers if key not in state and key.removeprefix(prefix) not in state}:
         raise SttmError(f"{name} has mergers that {PLAN_FILE} does not name ({few(unused)}); save the model again")
-    whole = {key: dtype for key, (dtype, _) in header.items() if dtype not in FLOATS}
+    whole = {key: dtype for key, (dtype, _) in header.items() if dtype not in FLOATS and not _is_part(key, PRETRAINING)}
     for key, dtype in whole.items():
         tensor = state.get(key, state.get(key.removeprefix(prefix)))
         if tensor is None or tensor.is_floating_point():

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttm.errors import SttmError, did_you_mean, few, first_line, quoted
-from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, weight_files
+from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -60,7 +60,7 @@ def load(name: str | Path = DEFAULT) -> Any:
 
     folder = open_folder(resolve(name))
     model, info = build(folder, f"load a model from {name}", kind=folder.model_class)
-    check_loaded(info, model, name)
+    check_loaded(info, model, folder.path, name)
     backbone_of(model)
     if folder.plan is not None:
         install_saved(model, folder.path, folder.plan)
@@ -177,17 +177,6 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
     except OSError as error:
         raise SttmError(f"cannot save a model to {folder}: {error.strerror or error}; choose another folder") from error
     return folder
-
-
-def read_tensors(folder: Path, names: Container[str]) -> dict[str, Tensor]:
-    """Return those of the named tensors that the safetensors of a folder hold."""
-    from safetensors import safe_open
-
-    found: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}
-    return found
 
 
 @contextmanager

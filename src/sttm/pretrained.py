@@ -59,7 +59,7 @@ class _Merged:
         models.install_saved(model, folder, read_plan(Path(plan_file)))
         info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
         if cls.auto_class != "AutoModel":  # a base model has no place for a head, and may have a pooler of its own
-            check_loaded(info, model, name)
+            check_loaded(info, model, folder, name)
         check_weights(model, read_header(folder), name)
         return (model, info) if wants_info else model
 

@@ -51,6 +51,7 @@ def test_no_color_takes_the_colours_out(monkeypatch, wanted):
     assert bool(re.search(r"\x1b\[(\d;)*[349][0-7]", stderr.getvalue())) != bool(wanted)
 
 
+LOG_EACH = "--set run.log_every=1 --set data.workers=0"
 #: Of a bar: the counts, the rate, and the time left.
 BAR = re.compile(r"(\d+)/(\d+).*?[\d.e+]+/s.*?\d:\d\d:\d\d", re.S)
 
@@ -63,7 +64,12 @@ BAR = re.compile(r"(\d+)/(\d+).*?[\d.e+]+/s.*?\d:\d\d:\d\d", re.S)
         ("videos", "data check {tmp}/c.yaml --decode"),
         ("videos", "eval {motion_model} --data {videos} --root {root} --labels {root}/../labels.json --batch-size 2"),
         ("forwards", "bench --model {model} --rounds 2 --compute 1,0.7"),
+        ("rounds", "bench --model {model} --rounds 2 --pipeline --data {videos}"),
         ("steps", "train {tmp}/c.yaml --set run.log_every=1 --set run.save_every=100"),
+        (
+            "steps",
+            "distill {motion_model} --data {root} --compute 0.5 -o {tmp}/out --steps 8 --batch-size 2 " + LOG_EACH,
+        ),
     ],
 )
 def test_commands_draw_a_bar_with_rate_and_time_left(

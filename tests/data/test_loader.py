@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from typing import Any, cast
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from sttm.config.settings import Settings
+from sttm.data import loader
+from sttm.data.datasets import check
 from sttm.data.datasets.video_set import Video, VideoSet
-from sttm.data.loader import Batch, read_ahead, training_batches
-from sttm.data.video import cache, timeline
+from sttm.data.loader import AUGMENT, FRAMES, Batch, read_ahead, training_batches
+from sttm.data.transforms.augment import Augment
+from sttm.data.video import cache, decode, timeline
 from sttm.data.video import read as read_module
 from sttm.data.video.read import Sampling, read
 from sttm.data.video.timeline import Timeline
@@ -194,6 +198,43 @@ def test_training_frames_are_normalised_as_in_evaluation(videos):
     for file, pixels in zip(batch.files, batch.pixels_BTCHW, strict=True):
         whole = expected[file]
         assert whole is not None and torch.equal(pixels, whole[0])
+
+
+@pytest.mark.parametrize("settings", [{"repeats": 2}, {"crop": "multi_scale", "flip": 0.5}, RANDOM])
+def test_training_clips_are_those_of_whole_frames(videos, settings):
+    """Frames are cropped one by one as they are decoded, which changes no pixel."""
+    told = loader_settings(batch_size=10, **settings)
+    ((batch,),) = load(videos, told, steps=(0, 1))
+    vary, repeats = Augment(told.augment, PREPROCESS, may_flip=True), told.augment.repeats
+    for number, file in enumerate(batch.files):
+        repeat, position = divmod(number, 10 // repeats)
+        (clip,) = read(file, PREPROCESS.sampling, rng=np.random.default_rng((3, FRAMES, position)))
+        rng = np.random.default_rng((3, AUGMENT, position, repeat))
+        assert torch.equal(batch.pixels_BTCHW[number], vary(clip.frames_TCHW, rng))
+
+
+@pytest.mark.parametrize("use", ["training", "evaluation", "check"])
+def test_no_more_than_two_whole_frames_are_held(videos, monkeypatch, use):
+    alive, most = [0], [0]
+    convert = decode._ToTensor.__call__
+
+    def counted(self: Any, frame: Any) -> torch.Tensor:
+        owned_HWC = convert(self, frame).permute(1, 2, 0).numpy().copy()
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(owned_HWC, lambda: alive.__setitem__(0, alive[0] - 1))
+        return torch.from_numpy(owned_HWC).permute(2, 0, 1)
+
+    monkeypatch.setattr(decode._ToTensor, "__call__", counted)
+    whole = replace(PREPROCESS, sampling=Sampling(12))
+    if use == "training":
+        clips = loader._TrainingClips(videos, whole, loader_settings(repeats=2))
+        assert not clips[[(0, 0), (1, 1)]].errors
+    elif use == "evaluation":
+        assert not next(read_ahead(videos.videos[:1], whole, (1, 3), 1)).error
+    else:
+        assert not check._check_one(videos.videos[0], whole.sampling).error
+    assert 1 <= most[0] <= 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import sttm
 from sttm.config import Settings, load
-from sttm.data import loader
+from sttm.data import loader, threads
 from sttm.evaluation.evaluate import evaluate
 from sttm.training import checkpoints, recipe
 from sttm.training import run as engine
@@ -197,6 +198,28 @@ def test_a_signal_stops_an_evaluation_with_which_the_continuation_begins(
     assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
 
 
+def test_a_signal_stops_an_evaluation_while_it_waits_for_a_video(
+    config: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, real = threading.Event(), loader.read_crops
+
+    def stuck(*args: Any, **options: Any) -> Any:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        over.wait(60)
+        return real(*args, **options)
+
+    monkeypatch.setattr(threads, "FAREWELL", 0.1)
+    with monkeypatch.context() as patch, pytest.raises(engine.Stopped) as stopped:
+        patch.setattr(loader, "read_crops", stuck)
+        engine.train(load(config))
+    over.set()
+    assert stopped.value.step == 4 and stopped.value.checkpoint is not None
+    records: list[dict[str, Any]] = []
+    engine.train(load(config), records.append)
+    assert records[0]["resumed_at"] == 4
+    assert_equal_tensors(final_state(tmp_path / "run"), uninterrupted)
+
+
 @pytest.mark.slow
 def test_a_worker_that_cannot_hand_over_a_batch_ends_the_run(config: Path) -> None:
     """As under `ulimit -f 300`, which also limits shared memory."""
@@ -264,16 +287,27 @@ def test_a_list_that_was_edited_meanwhile_is_refused(config: Path, motion: Path,
     (tmp_path / "moved").symlink_to(motion / "videos")
     mine.write_text(json.dumps(entries, indent=4))
     engine.train(load(config, [*sets, f"data.root={tmp_path / 'moved'}"]))
+
+    def video(number: int) -> str:
+        return f"{entries[number]['id']}.mp4"
+
+    def label(number: int) -> str:
+        return str(entries[number]["template"]).replace("[", "").replace("]", "")
+
+    total, first = f"{len(entries)} videos", sorted(map(video, range(5)))[:3]
     relabelled = [entries[0] | {"template": entries[1]["template"]}, *entries[1:]]
     for edited, part in (
-        (entries[:-1], f"({len(entries)} videos then and {len(entries) - 1} now)"),
-        (relabelled, "(other videos, labels or order)"),
-        (entries[::-1], "(other videos, labels or order)"),
+        (entries[:-1], f"({total} then and {len(entries) - 1} now; gone: {video(-1)})"),
+        (entries[5:], f"({total} then and {len(entries) - 5} now; gone: {', '.join(first)} and 2 more)"),
+        (relabelled, f"({total} then and {len(entries)} now; another label: {video(0)} ("),
+        (relabelled, f"({label(0)} then, {label(1)} now))"),
+        (entries[::-1], f"({total} then and {len(entries)} now; in another order, or listed more than once)"),
     ):
         mine.write_text(json.dumps(edited))
-        assert f"data.train.list is not what the run in {tmp_path / 'run'} began with {part}" in refused(
-            load(config, sets)
-        )
+        said = refused(load(config, sets))
+        assert f"data.train.list is not what the run in {tmp_path / 'run'} began with (" in said and part in said
+    shutil.rmtree(tmp_path / "run" / "lists")
+    assert f"({total} then and {len(entries)} now); give" in refused(load(config, sets))
 
 
 def test_the_parts_that_start_from_random_weights_are_named(config: Path, motion: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def run(
     rounds: int = 5,
     workers: int | None = None,
     device: str = "auto",
+    advance: Callable[[int, int], None] = lambda rounds, total: None,
 ) -> dict[str, Any]:
     """Time reading, the model, and both together: {"machine", "rows": one for each model}.
 
@@ -51,6 +52,7 @@ def run(
         data: an annotation file, or a folder of videos; without one, `clips` synthetic videos in a temporary folder.
         workers: threads that decode; left out, as in `evaluate`.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
+        advance: called after each round, the first to warm up, with 1 and the number of all rounds.
 
     Raises:
         SttmError: for a model or a list that cannot be loaded, or a list of which no video can be read.
@@ -62,7 +64,8 @@ def run(
             settings = SynthSettings("motion", clips, seed=1, train=0, validation=1, test=0)
             data = make(Path(folder) / "motion", settings) / "validation.json"
         videos = _videos(data)
-        rows = [_row(name, videos, batch_size, rounds, workers, where) for name in names]
+        count = partial(advance, 1, len(names) * (rounds + 1))
+        rows = [_row(name, videos, batch_size, rounds, workers, where, count) for name in names]
     return {"machine": machine(where), "rows": rows}
 
 
@@ -74,7 +77,13 @@ def _videos(data: Path) -> VideoSet:
 
 
 def _row(
-    name: str, videos: VideoSet, batch_size: int, rounds: int, workers: int, device: torch.device
+    name: str,
+    videos: VideoSet,
+    batch_size: int,
+    rounds: int,
+    workers: int,
+    device: torch.device,
+    count: Callable[[], object],
 ) -> dict[str, Any]:
     """Return the row of one model."""
     network, preprocess = models.load_with_preprocess(name)
@@ -89,7 +98,11 @@ def _row(
         partial(evaluate, network, videos, preprocess, batch_size=batch_size, workers=workers),
     ]
     in_turn(runs, 0, device)  # not timed: caches and allocators settle
-    speeds = [[len(videos.videos) / seconds for seconds in in_turn(runs, turn, device)[0]] for turn in range(rounds)]
+    count()
+    speeds = []
+    for turn in range(rounds):
+        speeds.append([len(videos.videos) / seconds for seconds in in_turn(runs, turn, device)[0]])
+        count()
     reading, model, both = (quantiles([speed[number] for speed in speeds])["p50"] for number in range(3))
     ratio = quantiles([speed[2] / min(speed[:2]) for speed in speeds])
     return {

@@ -38,7 +38,10 @@ def bench(
     if pipeline:
         from sttm.benchmark import pipeline as pipeline_benchmark
 
-        result = pipeline_benchmark.run(timed, data=data, batch_size=batch or 8, rounds=rounds, device=device)
+        with progress("rounds") as advance:
+            result = pipeline_benchmark.run(
+                timed, data=data, batch_size=batch or 8, rounds=rounds, device=device, advance=advance
+            )
     else:
         from sttm.benchmark import speed
 

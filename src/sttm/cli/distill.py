@@ -1,6 +1,7 @@
 """`sttm distill`."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,8 @@ import typer
 from sttm.cli.app import app
 from sttm.cli.options import Format, Json, Method, Root, Sets, read_compute
 from sttm.cli.printing import complain
-from sttm.cli.train import print_record
+from sttm.cli.progress import progress
+from sttm.cli.train import StepCount, print_record
 
 
 # Over 40 lines: most are the options.
@@ -47,7 +49,15 @@ def distill(
         overrides or (),
     )  # fmt: skip
     try:
-        outcome = run(wanted, lambda record: print(json.dumps(record), flush=True) if as_json else _print(record))
+        # no bar between lines of JSON on a terminal
+        with progress("steps", shown=not (as_json and sys.stdout.isatty())) as advance:
+            count = StepCount(advance)
+
+            def report(record: Mapping[str, Any]) -> None:
+                print(json.dumps(record), flush=True) if as_json else _print(record)
+                count(record)
+
+            outcome = run(wanted, report)
     except Stopped as stopped:
         complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
         raise typer.Exit(128 + stopped.signal) from stopped

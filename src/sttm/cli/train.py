@@ -28,7 +28,7 @@ def train(
 
     # no bar between lines of JSON on a terminal
     with progress("steps", shown=not (as_json and sys.stdout.isatty())) as advance:
-        count = _Count(advance)
+        count = StepCount(advance)
 
         def report(record: Mapping[str, Any]) -> None:
             print(json.dumps(record), flush=True) if as_json else print_record(record)
@@ -44,7 +44,7 @@ def train(
             raise typer.Exit(128 + stopped.signal) from stopped
 
 
-class _Count:
+class StepCount:
     """Counts the steps of a run that are still to be done, and shows the last loss."""
 
     def __init__(self, advance: Advance) -> None:

@@ -11,9 +11,7 @@ Legend: B clips, V views of one video, T frames, C colours, H height, W width, K
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,6 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from sttm.config.settings import Settings
 from sttm.data.datasets.video_set import VideoSet
+from sttm.data.threads import map_ahead
 from sttm.data.transforms.augment import Augment
 from sttm.data.transforms.mixup import mixup_pairs
 from sttm.data.transforms.preprocess import Preprocess
@@ -75,7 +74,12 @@ class Batch:
 
 
 def read_ahead(
-    videos: Iterable[Video], preprocess: Preprocess, views: tuple[int, int], workers: int, read: Read | None = None
+    videos: Iterable[Video],
+    preprocess: Preprocess,
+    views: tuple[int, int],
+    workers: int,
+    read: Read | None = None,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[Sample]:
     """Yield a Sample of every video in order, with these temporal views and spatial crops, decoded ahead by threads.
 
@@ -83,27 +87,20 @@ def read_ahead(
     over without a copy. Closing the generator ends the threads.
 
     Args:
-        read: decodes and crops one video; left out, `read_crops`, in these threads. Whoever gives another ends what it
-            waits for: closing the generator does not wait for it.
+        read: decodes and crops one video; left out, `read_crops`, in these threads.
+        waiting: called while a video is waited for, as `map_ahead` says.
     """
     height, width = preprocess.crop or (224, 224)
     num_bytes = 4 * 3 * height * width * preprocess.sampling.num_frames * views[0] * views[1]
     ahead = max(workers + 1, min(32, READ_AHEAD_BYTES // num_bytes))
-    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="sttm-read")
     read = read or read_crops
 
-    def load(index: int, video: Video) -> Sample:
-        return normalised(read(index, video, preprocess, views), preprocess)
+    def load(item: tuple[int, Video]) -> Sample:
+        return normalised(read(*item, preprocess, views), preprocess)
 
-    to_do, pending = iter(enumerate(videos)), deque[Future[Sample]]()
-    try:
-        pending.extend(pool.submit(load, *item) for item in islice(to_do, ahead))
-        while pending:
-            sample = pending.popleft().result()
-            pending.extend(pool.submit(load, *item) for item in islice(to_do, 1))
-            yield sample
-    finally:  # also reached when the consumer stops early
-        pool.shutdown(wait=read is read_crops, cancel_futures=True)
+    yield from map_ahead(
+        load, enumerate(videos), max(workers, 1), ahead=ahead, waiting=waiting, name=lambda item: item[1].path
+    )
 
 
 def read_crops(index: int, video: Video, preprocess: Preprocess, views: tuple[int, int]) -> Sample:
@@ -256,9 +253,10 @@ class _TrainingClips(Dataset[Batch]):
 
     def _clips(self, video: Video, position: int) -> list[Tensor]:
         """Decode a video once, and augment it once a repeat."""
-        (clip,) = video.read(self.sampling, _rng(self.seed, FRAMES, position), cache=self.cache)
         rngs = [_rng(self.seed, AUGMENT, position, r) for r in range(self.settings.repeats)]
-        return [self.augment(clip.frames_TCHW, rng) for rng in rngs]
+        frames, crops_of = _rng(self.seed, FRAMES, position), self.augment.crops(rngs)
+        clips = video.read(self.sampling, frames, cache=self.cache, prepare=crops_of)
+        return [self.augment.finish(clip.frames_TCHW, rng) for clip, rng in zip(clips, rngs, strict=True)]
 
 
 def _rng(*key: int) -> np.random.Generator:

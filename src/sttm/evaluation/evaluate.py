@@ -41,6 +41,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     advance: Callable[[int], None] = lambda videos: None,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Evaluation:
     """Evaluate a model, in eval mode and on its device, on a data set.
 
@@ -54,6 +55,7 @@ def evaluate(
         isolate: read the videos in processes of their own; see `sttm.data.isolated`.
         rank, world: this process, and how many there are, in torch.distributed.
         advance: called after each batch with the number of its videos.
+        waiting: called about once a second while a video is waited for; what it raises ends the evaluation.
 
     Raises:
         SttmError: for a class that the model does not know, clips that it does not take, or too little memory.
@@ -64,7 +66,7 @@ def evaluate(
     workers, own = workers or reading_threads(), videos.videos[rank::world]
     with (
         isolated(workers) if isolate else nullcontext() as read,
-        closing(read_ahead(own, preprocess, views, workers, read)) as samples,
+        closing(read_ahead(own, preprocess, views, workers, read, waiting)) as samples,
     ):
         batches = math.ceil(math.ceil(len(videos.videos) / world) / videos_at_once(batch_size, views))
         results = classify(

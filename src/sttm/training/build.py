@@ -26,7 +26,7 @@ from sttm.data.transforms.processor_config import FAMILIES, model_config
 from sttm.data.video.read import Sampling
 from sttm.errors import SttmError, few, unknown
 from sttm.evaluation.inference import labels_of
-from sttm.model_folder import mismatch, open_folder, unexpected
+from sttm.model_folder import mismatch, open_folder, read_tensors, unexpected
 from sttm.patching import api
 
 HEAD = "classifier"  # in all families of transformers' video models
@@ -100,7 +100,7 @@ def _from_checkpoint(settings: ModelSettings, classes: Sequence[str]) -> tuple[A
         _set_frames(config, settings.frames)
     model, info = models.build(folder, f"load {settings.start}", ADVICE)
     table, whole_frames = LEARNED_POSITIONS.get(config.model_type, ("", False))
-    _check_loaded(model, info, settings.start, table)
+    _check_loaded(model, info, folder.path, settings.start, table)
     if table in {key[0] for key in info["mismatched_keys"]}:
         _interpolate_positions(model, folder.path, table, whole_frames)
     trained = not any(key.startswith(HEAD) for key in info["missing_keys"])
@@ -136,23 +136,24 @@ def _set_frames(config: Any, frames: int | None) -> None:
     setattr(config, FAMILIES[config.model_type].num_frames_key, frames)
 
 
-def _check_loaded(model: Any, info: dict[str, Any], name: str, table: str) -> None:
+def _check_loaded(model: Any, info: dict[str, Any], folder: Path, name: str, table: str) -> None:
     """Check that only the head, the position table, and parts that pre-training does not have, lack weights."""
     base = f"{model.base_model_prefix}."
-    missing = sorted(key for key in info["missing_keys"] if key.startswith(base) and ".pooler." not in key)
+    free = (".pooler.", ".predictor.")  # the one starts afresh, the other takes no part
+    missing = sorted(k for k in info["missing_keys"] if k.startswith(base) and not any(part in k for part in free))
     if missing:
         advice = "start from a checkpoint of the same family and size"
         raise SttmError(f"{name} has no weights for {few(missing)}; {advice}")
     other = [key for key in info["mismatched_keys"] if key[0] != table and not key[0].startswith(HEAD)]
     if other:
         raise SttmError(f"{name} has {mismatch(other[0])}; {KEEP}")
-    if unused := {key for key in unexpected(info, model) if not key.startswith(HEAD)}:
+    if unused := {key for key in unexpected(info, model, folder) if not key.startswith(HEAD)}:
         raise SttmError(f"{name} has trained tensors that the model gives no place to ({few(unused)}); {KEEP}")
 
 
 def _interpolate_positions(model: nn.Module, folder: Path, table: str, whole_frames: bool) -> None:
     """Interpolate the checkpoint's learned position embeddings in time, for another number of frames."""
-    stored_1NC, parameter = models.read_tensors(folder, {table}).get(table), model.get_parameter(table)
+    stored_1NC, parameter = read_tensors(folder, {table}).get(table), model.get_parameter(table)
     if stored_1NC is None:
         raise SttmError(f"{folder} has no {table} to interpolate; keep its number of frames (leave model.frames out)")
     prefix = 1 if whole_frames else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 from sttm.config import Settings
 from sttm.data.datasets.video_set import VideoSet
-from sttm.errors import SttmError
+from sttm.errors import SttmError, few
 
 #: Settings that may change between a run and its continuation, as they do not change what is learned.
 FREE = {"data.root", "data.labels", "data.workers", "data.cache_gib", "optimizer.micro_batch", "evaluation", "run"}
 BOUND = {"run.seed", "run.precision"}
+#: Folder in a run's, for what its lists said when it began.
+LISTS = "lists"
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -66,26 +69,84 @@ def check_same_classes(now: Sequence[str], before: Sequence[str], folder: Path) 
         raise SttmError(f"{wrong}; use the same classes, or choose another run.output")
 
 
+# --- Lists ----------------------------------------------------------------------------------------------------
+
+#: Of a video: its path, the name of its class, and which pictures of a folder it is.
+Entry = tuple[str, str | None, tuple[int, int | None] | None]
+
+
+def entries(videos: VideoSet) -> list[Entry]:
+    """Return what a list says of each of its videos."""
+    names = [None if video.label is None else videos.classes[video.label] for video in videos.videos]
+    return [(video.path, name, video.frames) for video, name in zip(videos.videos, names, strict=True)]
+
+
 def fingerprint(videos: VideoSet) -> dict[str, Any]:
     """Return the number of videos in a list and a hash of their order, names and labels, wherever their root is."""
-    root = len(os.path.commonprefix([video.path for video in videos.videos]))  # noqa: RUF071 - of any texts
-    lines = "\n".join(f"{video.path[root:]}\t{video.label}\t{video.frames}" for video in videos.videos)
+    lines = "\n".join(f"{name}\t{label}\t{frames}" for name, label, frames in _below_root(entries(videos)))
     return {"videos": len(videos.videos), "hash": hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
-def check_same_data(now: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
-    """Check that each split has the videos that a folder's earlier run had, by their fingerprints."""
-    for name in sorted(now.keys() | before.keys()):
-        new, old = now.get(name), before.get(name)
+def write_lists(splits: Mapping[str, VideoSet], folder: Path) -> None:
+    """Write what the lists of a run say into its folder, for `check_same_data` to say what differs."""
+    (folder / LISTS).mkdir(exist_ok=True)
+    for name, videos in splits.items():
+        with (folder / LISTS / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(entry)}\n" for entry in entries(videos))
+
+
+def check_same_data(splits: Mapping[str, VideoSet], before: Mapping[str, Any], folder: Path) -> None:
+    """Check by their fingerprints that each split has the videos that a folder's earlier run had."""
+    for name in sorted(splits.keys() | before.keys()):
+        new, old = (fingerprint(splits[name]) if name in splits else None), before.get(name)
         if new != old:
-            counts = (
-                f"{old['videos']:,} videos then and {new['videos']:,} now" if new and old else "one of the two only"
-            )
-            same = "other videos, labels or order" if new and old and new["videos"] == old["videos"] else counts
+            what = "one of the two only"
+            if new and old:
+                what = f"{old['videos']:,} videos then and {new['videos']:,} now"
+                what += _difference(entries(splits[name]), _read_list(folder / LISTS / f"{name}.jsonl"))
             raise SttmError(
-                f"data.{name}.list is not what the run in {folder} began with ({same}); give the same list and files, "
+                f"data.{name}.list is not what the run in {folder} began with ({what}); give the same list and files, "
                 "or choose another run.output"
             )
+
+
+def _difference(now: list[Entry], then: list[Entry]) -> str:
+    """Return in words how a list differs from what it was; nothing where that was not kept."""
+    if not then:
+        return ""
+    if {path for path, *_ in now} & {path for path, *_ in then}:
+        both_lists = _below_root([*now, *then])
+        now, then = both_lists[: len(now)], both_lists[len(now) :]
+    else:  # the videos have moved
+        now, then = _below_root(now), _below_root(then)
+    new, old = ({(path, frames): label for path, label, frames in some} for some in (now, then))
+    both = new.keys() & old.keys()
+    named = {
+        "gone": [path for path, _ in old.keys() - both],
+        "new": [path for path, _ in new.keys() - both],
+        "another label": [f"{key[0]} ({old[key]} then, {new[key]} now)" for key in both if old[key] != new[key]],
+    }
+    parts = [f"; {what}: {few(names)}" for what, names in named.items() if names]
+    return "".join(parts) or "; in another order, or listed more than once"
+
+
+def _below_root(of: list[Entry]) -> list[Entry]:
+    """Return entries whose paths start below the folder that they have in common."""
+    common = os.path.commonprefix([path for path, *_ in of])  # noqa: RUF071 - of any texts
+    root = len(common) - len(common.rpartition("/")[2])
+    return [(path[root:], label, frames) for path, label, frames in of]
+
+
+def _read_list(path: Path) -> list[Entry]:
+    """Return what `write_lists` wrote, or nothing if that is not there any more."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(path, label, None if frames is None else tuple(frames)) for path, label, frames in lines]
+    except (OSError, ValueError):
+        return []
+
+
+# --- Steps ----------------------------------------------------------------------------------------------------
 
 
 def not_finite(loss: float, step: int, files: Sequence[str], checkpoint: Path | None) -> SttmError:

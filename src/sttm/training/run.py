@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +45,9 @@ def train(settings: Settings, report: Report = lambda record: None) -> dict[str,
     """Train a model, or continue from the last checkpoint in the run's folder.
 
     Args:
-        settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, checkpoints/, log.jsonl,
-            the trackers' files, model/ (the last weights, or their average), best/ (the best on validation, if there
-            is a validation split) and results.json.
+        settings: see `sttm.config`; the run's folder, `settings.run.output`, gets config.yaml, lists/, checkpoints/,
+            log.jsonl, the trackers' files, model/ (the last weights, or their average), results.json, and best/ (the
+            best on validation, if there is such a split).
         report: called with a record at the start, every `run.log_every` steps, after each evaluation and at the end.
 
     Returns:
@@ -84,12 +85,13 @@ class _Run:
         self.micro_batch = checks.micro_batch(settings, self.world)
         self.steps, self.evaluate_every = checks.lengths(settings, len(self.videos.videos))
         splits = {"train": self.videos, "validation": self.validation, "test": self.test}
-        self.lists = {name: checks.fingerprint(videos) for name, videos in splits.items() if videos is not None}
+        lists = {name: videos for name, videos in splits.items() if videos is not None}
+        self.fingerprints = {name: checks.fingerprint(videos) for name, videos in lists.items()}
         found = checkpoints.latest(self.folder / "checkpoints")
         if found is not None:
             checks.check_same_run(settings, found[1]["settings"], self.folder)
             checks.check_same_classes(self.videos.classes, found[1]["classes"], self.folder)
-            checks.check_same_data(self.lists, found[1]["data"], self.folder)
+            checks.check_same_data(lists, found[1]["data"], self.folder)
         self.learner = Learner(settings, self.accelerator, self.videos.classes)
         self.training, self.progress = self.learner.training, Progress()
         if found is not None:
@@ -97,6 +99,8 @@ class _Run:
             self.progress = Progress.of(found[1])
         if self.main:
             (self.folder / "config.yaml").write_text(dump(settings), encoding="utf-8")
+            if found is None:
+                checks.write_lists(lists, self.folder)
         self._report_start(found)
 
     def _labelled(self, name: Literal["validation", "test"]) -> VideoSet | None:
@@ -180,6 +184,8 @@ class _Run:
             better = self._validate()
             stop = self._stop_signal()
         except Stopped as stopped:  # during an evaluation, with which the continuation begins
+            if stopped.checkpoint is None:
+                raise
             better, stop = False, stopped.signal
         ended = progress.step == self.steps and progress.evaluated == progress.step
         if ended or better or stop or progress.step % self.settings.run.save_every == 0:
@@ -210,7 +216,8 @@ class _Run:
         return int(self.accelerator.gather(own[None]).max())
 
     def _save(self) -> None:
-        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes, "data": self.lists}
+        run = {"settings": self.settings.model_dump(mode="json"), "classes": self.videos.classes}
+        run["data"] = self.fingerprints
         checkpoints.save(self.training, self._checkpoint(), {**vars(self.progress), **run}, self.main)
         if self.main:
             checkpoints.prune(
@@ -226,6 +233,7 @@ class _Run:
                 model, videos, self.training.preprocess, views=parse_views(settings.views), average=settings.average,
                 batch_size=settings.batch_size, dtype=self.learner.dtype, workers=max(1, self.workers),
                 rank=self.accelerator.process_index, world=self.world, advance=self._stop_if_asked,
+                waiting=partial(self._stop_waiting, save=False),
             )  # fmt: skip
         finally:
             model.train()
@@ -235,14 +243,15 @@ class _Run:
         if stop := self._stop_signal():
             raise Stopped(stop, self.progress.step, self._checkpoint())
 
-    def _stop_waiting(self, seconds: float) -> None:
+    def _stop_waiting(self, seconds: float, *, save: bool = True) -> None:
         """Stop while a batch is waited for, if a signal was received: between two steps all that is learned is whole.
 
-        Of several processes none can save alone, so they wait for the end of the step; but not for ever.
+        Of several processes none can save alone, so they wait for the end of the step; but not for ever. In an
+        evaluation, where the weights may be averaged ones, nothing is saved until it is left.
         """
         if not self.signals or (self.world > 1 and seconds < GRACE):
             return
-        if self.world == 1:
+        if self.world == 1 and save:
             self._save()
         raise Stopped(self.signals[0], self.progress.step, self._checkpoint() if self.world == 1 else None)
 

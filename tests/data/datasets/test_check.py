@@ -142,6 +142,6 @@ def test_classes_without_clips_and_classes_without_names_give_warnings(tmp_path:
 
 def test_more_videos_than_are_handed_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_csv_set(tmp_path, {"train": 5, "test": 3})
-    monkeypatch.setattr(engine, "_CHUNK", 2)
+    monkeypatch.setattr(engine, "_AHEAD", 2)
     train, test = engine.check(settings(tmp_path, "train", "test"), threads=3)["splits"]
     assert (train["clips"], test["clips"], train["frames"]["max"], test["frames"]["max"]) == (5, 3, 12, 10)

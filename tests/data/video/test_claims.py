@@ -14,16 +14,28 @@ from tests.data.helpers import write_video
 MANY = 80_000_000
 PROGRAM = """
 import resource, sys
-from sttm.data.loader import read_ahead
+from sttm.config.settings import Settings
+from sttm.data.datasets.check import _check_one
+from sttm.data.datasets.video_set import VideoSet
+from sttm.data.loader import read_ahead, training_batches
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import Sampling
 from sttm.data.video.video import Video
 resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
 prepare = Preprocess("VideoMAE", Sampling(16), 224, (224, 224), 1 / 255, 0.0, (0.5,) * 3, (0.5,) * 3)
+video, errors = Video(sys.argv[1], 0), []
 for views in ((1, 1), (1, 3)):
-    (sample,) = read_ahead([Video(sys.argv[1])], prepare, views, 1)
-    assert (sample.pixels_VTCHW is None) == (sys.argv[2] == "refused"), sample.error
-    assert "unexpected" not in str(sample.error), sample.error
+    (sample,) = read_ahead([video], prepare, views, 1)
+    errors.append(sample.error)
+errors.append(_check_one(video, prepare.sampling).error)
+told = {"model": {"family": "videomae"}, "data": {}, "run": {"output": "x"}}
+told |= {"optimizer": {"steps": 1, "batch_size": 4}, "augment": {"repeats": 2}}
+steps = dict(first_step=0, last_step=1, rank=0, world=1, micro_batch=4, workers=0)
+videos = VideoSet((video,), ("a",), (), "", False)
+((batch,),) = training_batches(videos, prepare, Settings.model_validate(told), **steps)
+errors.append(dict(batch.errors).get(video.path))
+for error in errors:
+    assert (error is not None) == (sys.argv[2] == "refused") and "unexpected" not in str(error), errors
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -33,6 +45,12 @@ def gif(width: int, height: int, padding: int = 0) -> bytes:
     size = width.to_bytes(2, "little") + height.to_bytes(2, "little")
     start = bytes.fromhex("474946383961") + size + bytes.fromhex("800000 000000 ffffff 2c 00000000")
     return start + size + bytes.fromhex("00 02 02 4401 00 3b") + bytes(padding)
+
+
+def moving_gif(width: int, height: int, frames: int) -> bytes:
+    """Return so many pictures of 25 bytes each."""
+    start, end = gif(width, height)[:19], gif(width, height)[19:-1]
+    return start + (bytes.fromhex("21f904 00 0a00 00 00") + end) * frames + bytes(4_000)
 
 
 def with_numbers(path: Path, *edits: tuple[bytes, int, int]) -> Path:
@@ -108,6 +126,7 @@ def test_sound_of_one_tick_a_sample_may_have_many(tmp_path):
     [
         ("huge.gif", gif(12_000, 12_000), "refused"),
         ("large.gif", gif(8_000, 4_400, padding=4_000), "read"),  # 8K, as one frame repeated
+        ("moving.gif", moving_gif(2_880, 2_880, 16), "read"),
         ("tall.gif", gif(1, 60_000), "read"),
         ("wide.gif", gif(60_000, 1), "read"),
         ("table.mp4", many_samples, "refused"),

@@ -5,23 +5,25 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
+
+from torch import Tensor
 
 from sttm.config.settings import DataSettings
 from sttm.data.datasets.labels import directional
 from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
+from sttm.data.threads import map_ahead
 from sttm.data.video.frame_folder import list_frames
 from sttm.data.video.read import Sampling, VideoInfo
 from sttm.data.video.video import attempt
 from sttm.errors import SttmError
 
-_CHUNK = 1024  # videos handed to the threads at once
+_AHEAD = 1024  # videos handed to the threads at once
 _EDGE_BYTES = 2**16  # at either end of a file, which distinguish it from others
 
 
@@ -83,23 +85,27 @@ def _check_all(
     videos: Sequence[Video], sampling: Sampling | None, threads: int, advance: Callable[[], None]
 ) -> Iterator[CheckedVideo]:
     """Check videos on threads (PyAV releases the GIL), in order."""
-    to_do = iter(videos)
-    with ThreadPoolExecutor(threads, thread_name_prefix="sttm-check") as pool:
-        while some := list(islice(to_do, _CHUNK)):
-            for checked in pool.map(partial(_check_one, sampling=sampling), some):
-                yield checked
-                advance()
+    found = map_ahead(partial(_check_one, sampling=sampling), videos, threads, ahead=_AHEAD)
+    with closing(found):
+        for checked in found:
+            yield checked
+            advance()
 
 
 def _check_one(video: Video, sampling: Sampling | None) -> CheckedVideo:
     def look() -> CheckedVideo:
         info = video.probe()
-        clips = [] if sampling is None else video.read(sampling)
+        clips = [] if sampling is None else video.read(sampling, prepare=_one_pixel)
         remarks = tuple(dict.fromkeys(warning for clip in clips for warning in clip.warnings))
         return CheckedVideo(video, info, fingerprint=_fingerprint(video), remarks=remarks)
 
     checked, error = attempt(look)
     return checked or CheckedVideo(video, error=error)
+
+
+def _one_pixel(frame_CHW: Tensor) -> Tensor:
+    """Return what is kept of a frame that only has to be decoded."""
+    return frame_CHW[None, :, :1, :1].clone()
 
 
 def _fingerprint(video: Video) -> bytes:

@@ -6,19 +6,21 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from itertools import chain
 from pathlib import Path
 
 from sttm.config.parsing import parse_json
 from sttm.data.datasets.annotations import Annotation
+from sttm.data.threads import map_ahead
 from sttm.data.video.video import VIDEO_SUFFIXES, ShardMember
 from sttm.errors import SttmError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _LABELS = ("cls", "txt", "json")
 _MAX_SHARDS = 10**7
+THREADS = 8  # mostly waiting for a network disk
 
 
 def expand(pattern: Path) -> list[Path]:
@@ -63,8 +65,8 @@ def _braces(pattern: str) -> Iterator[str]:
 
 def index(shards: Sequence[Path]) -> list[Annotation]:
     """Return every key of the shards, in their order; only headers and labels are read."""
-    with ThreadPoolExecutor(8, thread_name_prefix="sttm-shards") as pool:  # mostly waiting for a network disk
-        return list(chain.from_iterable(pool.map(_annotations_of, shards)))
+    with closing(map_ahead(_annotations_of, shards, THREADS, ahead=len(shards))) as found:
+        return list(chain.from_iterable(found))
 
 
 def _annotations_of(shard: Path) -> tuple[Annotation, ...]:

@@ -1,8 +1,8 @@
 """Augmentation of training clips: crop, flip, RandAugment and erasing, each the same for all frames of a clip.
 
 All randomness comes from the generator passed in, so that a clip is a function of the video and the generator.
-Levels stay uint8 while frames are cropped and resized; colours and shapes are changed by kornia's functions, which
-use no randomness of their own.
+Frames are cropped and resized one by one as they are decoded, so that no whole ones are kept. Levels stay uint8
+meanwhile; colours and shapes are changed by kornia's functions, which use no randomness of their own.
 
 Legend: T frames, C = 3 colours, H height, W width.
 """
@@ -10,7 +10,7 @@ Legend: T frames, C = 3 colours, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from sttm.config.settings import AugmentSettings
 from sttm.data.transforms.preprocess import Preprocess
+from sttm.data.video.decode import Prepare
 from sttm.errors import SttmError
 
+Box = tuple[int, int, int, int]  # top, left, height, width
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side; height and width may be one step apart (TSN)
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
@@ -29,6 +31,8 @@ STRONGEST = 10  # as in the recipes that say "magnitude 7"
 
 class Augment:
     """Turn decoded frames into one augmented training clip: frames_TCHW uint8 to normalised pixels_TCHW float32.
+
+    `crops` and then `finish` do the same to frames that come one at a time.
 
     Raises:
         SttmError: if the preprocessing has no fixed size, or the settings are impossible or need kornia.
@@ -48,7 +52,28 @@ class Augment:
 
     def __call__(self, frames_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
         """Augment one clip."""
-        frames_TCHW = self._crop(frames_TCHW, rng)
+        crops_of = self.crops([rng])
+        return self.finish(torch.cat([crops_of(frame_CHW) for frame_CHW in frames_TCHW]), rng)
+
+    def crops(self, rngs: Sequence[np.random.Generator]) -> Prepare:
+        """Return a function of each frame of a video that crops it for K clips, a generator each: CHW to KCHW.
+
+        A clip shows the same part of all frames: it is chosen at the first.
+        """
+        boxes: list[Box] = []
+
+        def crops_of(frame_CHW: Tensor) -> Tensor:
+            if self.settings.crop == "centre":
+                return self.preprocess.resize_and_crop(frame_CHW[None])[:, 0].expand(len(rngs), -1, -1, -1)
+            if not boxes:
+                height, width = frame_CHW.shape[1:]
+                boxes.extend(self._box(height, width, rng) for rng in rngs)
+            return torch.stack([self._cropped(frame_CHW, box) for box in boxes])
+
+        return crops_of
+
+    def finish(self, frames_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
+        """Augment a clip whose frames were cropped with the same generator."""
         if self.may_flip and rng.random() < self.settings.flip:
             frames_TCHW = frames_TCHW.flip(-1)
         if self.settings.randaugment:
@@ -58,18 +83,17 @@ class Augment:
             erase(pixels_TCHW, rng)
         return pixels_TCHW
 
-    def _crop(self, frames_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
-        *_, height, width = frames_TCHW.shape
-        if self.settings.crop == "centre":
-            return self.preprocess.resize_and_crop(frames_TCHW)[0]
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> Box:
         if self.settings.crop == "multi_scale":
-            y, x, h, w = multi_scale_box(height, width, rng)
-        else:
-            y, x, h, w = random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, rng)
-        box_TCHW = frames_TCHW[..., y : y + h, x : x + w]
+            return multi_scale_box(height, width, rng)
+        return random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, rng)
+
+    def _cropped(self, frame_CHW: Tensor, box: Box) -> Tensor:
+        y, x, h, w = box
+        part_CHW = frame_CHW[:, y : y + h, x : x + w]
         if (h, w) == self.size:
-            return box_TCHW
-        return F.interpolate(box_TCHW, self.size, mode=self.preprocess.resample, antialias=True)
+            return part_CHW
+        return F.interpolate(part_CHW[None], self.size, mode=self.preprocess.resample, antialias=True)[0]
 
 
 def _import_kornia() -> None:
@@ -83,7 +107,7 @@ def _import_kornia() -> None:
 
 def random_box(
     height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Sample top, left, height and width of a box.
 
     Where ten samples do not fit, the box is the largest central one whose ratio is allowed.
@@ -103,7 +127,7 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def multi_scale_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def multi_scale_box(height: int, width: int, rng: np.random.Generator) -> Box:
     """Sample top, left, height and width as TSN does: a few scales, and the corners or the centre."""
     sides = [max(1, int(min(height, width) * scale)) for scale in SCALES]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]

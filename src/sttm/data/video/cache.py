@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sttm.data.video.container import FileLike, open_stream
-from sttm.data.video.decode import DecodedFrames, decode_in_order
+from sttm.data.video.decode import DecodedFrames, Prepare, decode_in_order
 from sttm.data.video.timeline import Timeline, read_timeline
 
 
@@ -16,11 +16,13 @@ class CachedVideo:
     timeline: Timeline
     decoded: DecodedFrames
 
-    def select(self, timeline: Timeline, wanted: list[int]) -> DecodedFrames:
-        """Return the frames at the indices `wanted` of a timeline, as decoding the file would."""
+    def select(self, timeline: Timeline, wanted: list[int], prepare: Prepare | None = None) -> DecodedFrames:
+        """Return the frames at the indices `wanted` of a timeline, as `decode` would."""
         numbers = {timeline.index(number, stamp): number for number, stamp in enumerate(self.decoded.stamps)}
         present = [index for index in wanted if index in numbers]
         pictures_KCHW = {index: self.decoded.pictures_KCHW[numbers[index]] for index in present}
+        if prepare is not None:
+            pictures_KCHW = {index: prepare(whole_1CHW[0]) for index, whole_1CHW in pictures_KCHW.items()}
         return replace(self.decoded, pictures_KCHW=pictures_KCHW)
 
 

@@ -96,21 +96,20 @@ def read(
 
     Args:
         rng: choose frames at random, as in training.
-        cache: holds decoded videos, so that a file is decoded only once.
+        cache: holds decoded videos, whole frames, so that a file is decoded only once.
         prepare: makes K pictures, uint8 KCHW, of each frame CHW as soon as it is decoded, so that large frames are
             not kept; there is then one Clip a view and picture, the pictures of a view in a row.
 
     Raises:
         SttmError: if the file cannot be opened or yields no frame.
     """
-    assert cache is None or prepare is None, "a cache keeps whole frames"
     cached = cache.get(file) if cache is not None else None
     timeline = cached.timeline if cached is not None else read_timeline(file)
     errors = 0
     while True:
         indices_VT = sample_indices(timeline.times, sampling, rng)
         wanted = sorted({i for indices_T in indices_VT for i in indices_T})
-        decoded = cached.select(timeline, wanted) if cached else decode(file, timeline, wanted, prepare)
+        decoded = cached.select(timeline, wanted, prepare) if cached else decode(file, timeline, wanted, prepare)
         errors = max(errors, decoded.errors)
         if len(decoded.pictures_KCHW) == len(wanted):
             break
