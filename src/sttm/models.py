@@ -168,6 +168,10 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
     from sttm.patching.saving import PLAN_FILE
 
     folder, model = Path(folder), api.unwrap(model)
+    if not hasattr(type(model), "save_pretrained"):
+        raise SttmError(
+            f"a {type(model).__name__} is no model of transformers, whose folders sttm.save writes; keep its state_dict"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():

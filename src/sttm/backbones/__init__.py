@@ -10,6 +10,7 @@ from sttm.backbones.towers.clip import CLIP
 from sttm.backbones.towers.dinov2 import DINOv2, DINOv2WithRegisters
 from sttm.backbones.towers.dinov3 import DINOv3
 from sttm.backbones.towers.siglip import SigLIP
+from sttm.backbones.towers.timm import TimmViT
 from sttm.backbones.towers.vit import ViT
 from sttm.backbones.towers.xclip import XCLIP
 from sttm.backbones.videomae import VideoMAE
@@ -20,7 +21,7 @@ from sttm.errors import NAME, SttmError, did_you_mean, quoted
 
 FAMILIES: list[Backbone] = [
     *(VideoMAE(), TimeSformer(), ViViT(), VJEPA2(), VideoPrism(), XCLIP()),
-    *(ViT(), CLIP(), SigLIP(), DINOv2(), DINOv2WithRegisters(), DINOv3()),
+    *(ViT(), CLIP(), SigLIP(), DINOv2(), DINOv2WithRegisters(), DINOv3(), TimmViT()),
 ]
 
 

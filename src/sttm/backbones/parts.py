@@ -56,10 +56,12 @@ class Attention:
     """One attention module whose keys are the tokens, and how the sizes of its keys reach its scores.
 
     Attributes:
-        module: looks its attention function up in transformers' interface by `module.config`.
+        module: looks its attention function up in transformers' interface by `module.config`, unless what follows says
+            otherwise.
         dropout: or, where attention is written out, the dropout that the probabilities go through.
         over: which tokens a query sees: all of the clip, those of its frame, or those of its place in every frame.
         rotary: the argument that rotary positions come by, where the module does not work them out itself.
+        bias: the argument that takes a bias on the scores, where the module attends by itself.
         added: tokens of its own that the layer puts behind the others for this module; each counts one.
     """
 
@@ -67,6 +69,7 @@ class Attention:
     dropout: nn.Module | None = None
     over: Literal["clip", "frame", "place"] = "clip"
     rotary: str | None = None
+    bias: str | None = None
     added: int = 0
 
 

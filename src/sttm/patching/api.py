@@ -279,7 +279,8 @@ class Installation:
             assert layer.keyword is not None, "attention by the interface needs a keyword that reaches it"
             take = hooks.TakeSlots(layer.keyword, attention, self.backbone, self.grid)
             self.edits.before(attention.module, take, with_kwargs=True)
-            self.edits.set_attribute(attention.module, "config", SizedConfig(attention.module.config))
+            if attention.bias is None:
+                self.edits.set_attribute(attention.module, "config", SizedConfig(attention.module.config))
             if hasattr(attention.module, "get_position_ids"):
                 rotary = hooks.RotaryPositions(self.backbone, self.grid)
                 self.edits.set_attribute(attention.module, "get_position_ids", rotary)

@@ -226,7 +226,7 @@ class TakeSlots:
 
     def __init__(self, keyword: str, attention: Attention, backbone: Backbone, grid: Grid) -> None:
         self.keyword, self.backbone, self.grid = keyword, backbone, grid
-        self.rotary, self.added = attention.rotary, attention.added
+        self.rotary, self.added, self.bias = attention.rotary, attention.added, attention.bias
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         kwargs = dict(kwargs)
@@ -237,7 +237,10 @@ class TakeSlots:
             kwargs[self.rotary] = self.backbone.rotary(kwargs[self.rotary], slots, self.grid, module)
         if self.added and slots.log_size_BN is not None:
             slots = replace(slots, log_size_BN=nn.functional.pad(slots.log_size_BN, (0, self.added)))
-        local.slots = slots
+        if self.bias is None:
+            local.slots = slots
+        elif slots.log_size_BN is not None:
+            kwargs[self.bias] = slots.log_size_BN[:, None, None].to(args[0].dtype)
         return args, kwargs
 
 
