@@ -89,12 +89,13 @@ def test_what_is_refused(model: Any, tmp_path: Any) -> None:
 
 def test_in_transformers_wrapper() -> None:
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-    from transformers.utils import is_timm_available
+    from transformers.utils.import_utils import is_timm_available
 
     if not is_timm_available():
         pytest.skip("transformers finds no timm")
     arguments = {key: value for key, value in SIZES.items() if key != "num_classes"}
-    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=arguments, num_labels=5)
+    labels: dict[str, Any] = dict(num_labels=5)  # which any config takes
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=arguments, **labels)
     model = TimmWrapperForImageClassification(config).eval().requires_grad_(False)
     pictures = torch.randn(2, 3, 24, 24)
     plain = model(pictures).logits
