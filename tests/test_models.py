@@ -124,3 +124,19 @@ def test_a_plan_beside_a_plain_config_is_refused(saved: Path) -> None:
     plain = config["backbone_config"] | {"model_type": config["backbone_type"]}
     (saved / "config.json").write_text(json.dumps(plain))
     assert PLAN_FILE in refused(saved)
+
+
+def test_a_model_without_a_head_loads_and_classifies_nothing(tmp_path: Path) -> None:
+    from sttm import models
+    from sttm.calibration import calibrate
+    from tests.helpers import lively, pixels
+
+    model = lively("vjepa2-features")
+    folder = sttm.save(model, tmp_path / "features")
+    assert type(sttm.load(folder)) is type(model)
+    with pytest.raises(sttm.SttmError, match="VJEPA2Model, which has no head that classifies"):
+        models.load_with_preprocess(folder)
+    with pytest.raises(sttm.SttmError, match="compares answers, and a VJEPA2Model has no head"):
+        calibrate(model, pixels(model))
+    with pytest.raises(sttm.SttmError, match="VJEPA2Model, which has no head"):
+        sttm.predict([folder], model=str(folder))

@@ -127,6 +127,11 @@ def calibration(
     model = api.check_plain(model, "sttm.calibrate", learned=learned)
     backbone, compute = backbone_of(model), check_compute(compute)
     _check_clips(backbone, clips, limit, batch_size)
+    if not backbone.classifies(model):
+        raise SttmError(
+            f"calibration compares answers, and a {type(model).__name__} has no head that classifies; give a model "
+            "that has one"
+        )
     if spec_of(method).training == "required":
         raise SttmError(f"{method} has to be trained and calibration trains nothing; choose a method off the shelf")
     with _evaluating(model), torch.no_grad():

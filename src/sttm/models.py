@@ -90,10 +90,11 @@ def build(
 
 def load_with_preprocess(name: str | Path = DEFAULT) -> tuple[Any, Preprocess]:
     """Load a model and the preprocessing that its folder describes; see `load`."""
+    from sttm.backbones import backbone_of
     from sttm.data.transforms.preprocess import Preprocess
 
     preprocess, model = Preprocess.from_folder(resolve(name)), load(name)
-    if not hasattr(model, "classifier"):
+    if not backbone_of(model).classifies(model):
         raise SttmError(
             f"{name} is a {type(model).__name__}, which has no head that classifies; give a model that was fine-tuned "
             "for classification"

@@ -159,6 +159,10 @@ class Backbone(ABC):
         config = self.config(model)
         return getattr(config, "head_dim", None) or self.width(model) // config.num_attention_heads
 
+    def classifies(self, model: Any) -> bool:
+        """Return whether the model has a head that gives logits."""
+        return hasattr(model, "classifier")
+
     def check(self, model: Any) -> None:
         """Raise SttmError for a setting of the family that cannot be merged."""
 

@@ -104,7 +104,10 @@ def forward(model: nn.Module, clips_BTCHW: Tensor, dtype: torch.dtype = torch.fl
     """Return the logits of some clips, on the model's device without gradients; a dtype other than fp32 is autocast."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        return model(clips_BTCHW.to(device)).logits
+        logits_BK: Tensor | None = getattr(model(clips_BTCHW.to(device)), "logits", None)
+    if logits_BK is None:
+        raise SttmError(f"a {type(model).__name__} has no head that classifies; give a model that has one")
+    return logits_BK
 
 
 def videos_at_once(batch_size: int, views: tuple[int, int]) -> int:

@@ -24,6 +24,9 @@ class TimmViT(Tower):
     def base(self, model: Any) -> Any:
         return getattr(model, "timm_model", model)
 
+    def classifies(self, model: Any) -> bool:
+        return type(model).__name__ == "TimmWrapperForImageClassification"
+
     def check(self, model: Any) -> None:
         tower = self.base(model)
         blocks = getattr(tower, "blocks", ())
