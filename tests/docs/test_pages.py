@@ -26,8 +26,9 @@ from sttm.visual.demo import EXAMPLES
 from tests.helpers import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-#: The pages all of whose blocks run below, but those that say in their first line why not.
-RUN = {"README.md", "docs/calibrate.md", "docs/finetune.md", "docs/pictures.md", "docs/trainer.md"}
+#: The pages all of whose blocks run below (that of serve.md in tests/serving), but those that say in their first line
+#: why not.
+RUN = {"README.md", "docs/calibrate.md", "docs/finetune.md", "docs/pictures.md", "docs/serve.md", "docs/trainer.md"}
 Typed = Callable[[str], list[str]]
 EXCUSE = re.compile(r"# needs (a GPU|the network): \S")
 

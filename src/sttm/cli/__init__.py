@@ -15,6 +15,7 @@ from sttm.cli import (
     calibrate,
     distill,
     bench,
+    serve,
     synth,
     models,
     data_check,
@@ -25,4 +26,4 @@ from sttm.cli import (
 from sttm.cli.app import main
 
 __all__ = ["bench", "calibrate", "configs", "data_check", "demo", "distill", "doctor", "eval", "main", "models"]
-__all__ += ["predict", "show", "synth", "train"]
+__all__ += ["predict", "serve", "show", "synth", "train"]
