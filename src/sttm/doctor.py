@@ -26,6 +26,7 @@ OPTIONAL = {
     "onnx": ("export", "torch.onnx.export of a model needs it"),
     "onnxscript": ("export", "torch.onnx.export of a model needs it"),
     "onnxruntime": ("export", "it runs an exported model"),
+    "gradio": ("serve", "sttm serve needs it"),
 }
 
 

@@ -14,6 +14,7 @@ COMMANDS = (
     "predict",
     "show",
     "batch",
+    "serve",
     "models",
     "doctor",
     "synth",

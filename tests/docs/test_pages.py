@@ -27,7 +27,8 @@ from sttm.visual.demo import EXAMPLES
 from tests.helpers import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-#: The pages all of whose blocks run below, but those that say in their first line why not.
+#: The pages all of whose blocks run below (that of serve.md in tests/serving), but those that say in their first line
+#: why not.
 RUN = {
     "README.md",
     "docs/batch.md",
@@ -35,6 +36,7 @@ RUN = {
     "docs/families.md",
     "docs/finetune.md",
     "docs/pictures.md",
+    "docs/serve.md",
     "docs/trainer.md",
 }
 Typed = Callable[[str], list[str]]
