@@ -6,6 +6,7 @@ crash, a hang, memory beyond the limit, scores that are not finite, or a damaged
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import resource
@@ -97,6 +98,7 @@ class Judge:
         return Verdict("crash", f"ended with {code}")
 
     def _in_child(self, case: Case, pipe: Connection[Any, Any]) -> None:
+        faulthandler.disable()  # pytest's would print a crash, which the parent reports
         with Path("/proc/self/statm").open() as file:
             most = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -54,7 +54,7 @@ def changed_json(text: str, rng: random.Random) -> str:
     value = json.loads(text)
     places = list(_places(value))
     if not places:
-        return json.dumps(odd(rng))
+        return _dumps(odd(rng))
     holder, key = rng.choice(places)
     match rng.randrange(6):
         case 0 if isinstance(holder, dict):
@@ -64,7 +64,7 @@ def changed_json(text: str, rng: random.Random) -> str:
                 rng
             )
         case 2:
-            return json.dumps(odd(rng))
+            return _dumps(odd(rng))
         case _:
             holder[key] = odd(rng)
     return _dumps(value)

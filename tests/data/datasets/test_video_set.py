@@ -14,7 +14,7 @@ from sttm.errors import SttmError
 from sttm.synth.clips import SCENE_CLASSES
 from sttm.synth.motions import MOTION_CLASSES
 from sttm.synth.videos import SynthSettings, make
-from tests.data.helpers import data_settings, make_table, paths_and_classes, touch, write_lines
+from tests.data.helpers import data_settings, make_csv_set, make_table, paths_and_classes, touch, write_lines
 
 
 def test_ut_interaction(shared_data: Path):
@@ -192,3 +192,20 @@ def test_direction_sensitivity_may_be_set_and_is_assumed_where_nothing_has_a_nam
     numbers = data_settings(root=tmp_path, train={"list": write_lines(tmp_path / "n.txt", "v/0.mp4 0", "v/1.mp4 1")})
     assert read_split(numbers, "train").direction_sensitive
     assert not read_split(numbers.model_copy(update={"direction_sensitive": False}), "train").direction_sensitive
+
+
+@pytest.mark.parametrize("path", ["../out.mp4", "a/../../out.mp4", "/etc/out.mp4", "{tmp}/rooted/out.mp4"])
+def test_no_path_of_a_list_leaves_a_root_that_is_set(path: str, tmp_path: Path):
+    make_csv_set(tmp_path / "root", {"test": 2})
+    (tmp_path / "out.mp4").touch()
+    listed = write_lines(tmp_path / "list.csv", "path,label", f"{path.format(tmp=tmp_path)},a")
+    with pytest.raises(SttmError, match=r"line 2 of .* names .*, which leaves the root .*/root; correct the list"):
+        read_split(data_settings(test={"list": listed, "root": tmp_path / "root"}), "test")
+
+
+def test_a_path_below_the_root_may_be_written_in_any_way(tmp_path: Path):
+    make_csv_set(tmp_path / "root", {"test": 2})
+    paths = [str(path) for path in sorted((tmp_path / "root").rglob("*.mp4"))]
+    inside = [f"../root/{Path(paths[0]).relative_to(tmp_path / 'root')}", paths[1]]
+    listed = write_lines(tmp_path / "list.csv", "path,label", *(f"{path},a" for path in inside))
+    assert len(read_split(data_settings(test={"list": listed, "root": tmp_path / "root"}), "test").videos) == 2

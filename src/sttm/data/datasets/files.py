@@ -8,26 +8,36 @@ from pathlib import Path
 from sttm.data.datasets.annotations import Annotation
 from sttm.data.datasets.formats import multi_label
 from sttm.data.video.video import VIDEO_SUFFIXES, Video
-from sttm.errors import SttmError
+from sttm.errors import SttmError, quoted
+
+
+def _is_below(root: Path, path: str) -> bool:
+    """Return whether a path of a list, taken from the root on, stays below it; links are not looked at."""
+    whole = os.path.normpath(Path.cwd() / root)
+    return Path(os.path.normpath(Path(whole, path))).is_relative_to(whole)
 
 
 class FileFinder:
-    """Find videos below a root."""
+    """Find videos from a root on; where it is `bounded`, no path of a list may leave it (a link on the disk may)."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, bounded: bool = False) -> None:
+        self.root, self.bounded = root, bounded
         self._folders: dict[str, tuple[str, dict[str, bool], dict[str, str]]] = {}
 
     def find(self, annotation: Annotation, label: int | None) -> Video | str:
         """Return the video of an annotation, or the first path that was tried if there is none.
 
         Raises:
-            SttmError: if a folder cannot be listed, or a file is where a folder of frames should be.
+            SttmError: if a folder cannot be listed, a file is where a folder of frames should be, or a path leaves the
+                root.
         """
         if annotation.member is not None:
             return Video(annotation.paths[0], label, member=annotation.member)
         tried = None
         for path in annotation.paths:
+            if self.bounded and not _is_below(self.root, path):
+                leaves = f"{annotation.where} names {quoted(path)!r}, which leaves the root {self.root}"
+                raise SttmError(f"{leaves}; correct the list, or set another root")
             folder, slash, name = path.rstrip("/").rpartition("/")
             prefix, entries, stems = self._folder(folder or slash)
             found = stems.get(name, name) if annotation.any_suffix else name

@@ -20,6 +20,7 @@ from sttm.errors import SttmError
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _LABELS = ("cls", "txt", "json")
 _MAX_SHARDS = 10**7
+_MAX_LABEL = 2**20  # bytes
 THREADS = 8  # mostly waiting for a network disk
 
 
@@ -84,13 +85,16 @@ def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Annotation, ...]:
                 folder, slash, name = member.name.rpartition("/")
                 stem, dot, kind = name.partition(".")
                 key = folder + slash + stem
-                if not (member.isfile() and stem and dot):
+                if not (member.isfile() and stem and dot) or member.issparse():
                     continue
                 is_video = f".{kind.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES
                 if is_video and key in members:
                     raise SttmError(f"{shard} holds two videos of the key {key}; every video needs its own key")
                 if is_video:
                     members[key] = ShardMember(shard, member.offset_data, member.size)
+                if kind in _LABELS and member.size > _MAX_LABEL:
+                    claim = f"{shard}/{member.name} is a label of {member.size:,} bytes"
+                    raise SttmError(f"{claim}, more than the {_MAX_LABEL:,} allowed; make the shard again")
                 file = tar.extractfile(member) if kind in _LABELS else None
                 labels.setdefault(key, None)
                 if file is not None and labels[key] is None:

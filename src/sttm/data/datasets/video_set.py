@@ -61,7 +61,7 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     every = Classes.of((), str(split.list)) if unlabelled else _all_classes(data, {name: selected})
     remaining, classes = _without(every, data.without)
     new_index = {index: number for number, index in enumerate(remaining)}
-    finder = FileFinder(selected.root)
+    finder = FileFinder(selected.root, bounded=split.root is not None)
     videos, missing = [], []
     for annotation in selected.annotations:
         index = None if unlabelled else _class_index(annotation, every, needed=name != "test")
