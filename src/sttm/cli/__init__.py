@@ -8,6 +8,7 @@ torch and transformers are imported inside the commands, so that `sttm --help` a
 from sttm.cli import (
     demo,
     predict,
+    stream,
     show,
     batch,
     train,
@@ -39,6 +40,7 @@ __all__ = [
     "models",
     "predict",
     "show",
+    "stream",
     "synth",
     "train",
 ]
