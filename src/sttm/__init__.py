@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sttm.calibration import calibrate
     from sttm.errors import SttmError
     from sttm.evaluation.predict import predict
+    from sttm.evaluation.stream import stream
     from sttm.merging.merger import TokenMerger
     from sttm.merging.tokens import unmerge
     from sttm.models import load, save
@@ -34,6 +35,7 @@ __all__ = [
     "remove",
     "save",
     "show",
+    "stream",
     "trace",
     "unmerge",
 ]
@@ -53,6 +55,7 @@ _MODULES = {
     "remove": "patching.api",
     "save": "models",
     "show": "visual.show",
+    "stream": "evaluation.stream",
     "trace": "patching.api",
     "unmerge": "merging.tokens",
 }

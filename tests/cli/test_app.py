@@ -13,6 +13,7 @@ from tests.helpers import ROOT
 COMMANDS = (
     "predict",
     "show",
+    "stream",
     "batch",
     "serve",
     "models",

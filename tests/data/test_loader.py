@@ -216,7 +216,7 @@ def test_training_clips_are_those_of_whole_frames(videos, settings):
 @pytest.mark.parametrize("use", ["training", "evaluation", "check"])
 def test_no_more_than_two_whole_frames_are_held(videos, monkeypatch, use):
     alive, most = [0], [0]
-    convert = decode._ToTensor.__call__
+    convert = decode.ToTensor.__call__
 
     def counted(self: Any, frame: Any) -> torch.Tensor:
         owned_HWC = convert(self, frame).permute(1, 2, 0).numpy().copy()
@@ -225,7 +225,7 @@ def test_no_more_than_two_whole_frames_are_held(videos, monkeypatch, use):
         weakref.finalize(owned_HWC, lambda: alive.__setitem__(0, alive[0] - 1))
         return torch.from_numpy(owned_HWC).permute(2, 0, 1)
 
-    monkeypatch.setattr(decode._ToTensor, "__call__", counted)
+    monkeypatch.setattr(decode.ToTensor, "__call__", counted)
     whole = replace(PREPROCESS, sampling=Sampling(12))
     if use == "training":
         clips = loader._TrainingClips(videos, whole, loader_settings(repeats=2))

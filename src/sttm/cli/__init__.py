@@ -8,6 +8,7 @@ torch and transformers are imported inside the commands, so that `sttm --help` a
 from sttm.cli import (
     demo,
     predict,
+    stream,
     show,
     batch,
     train,
@@ -41,6 +42,7 @@ __all__ = [
     "predict",
     "serve",
     "show",
+    "stream",
     "synth",
     "train",
 ]

@@ -59,7 +59,7 @@ def test_jumps_are_left_where_they_do_not_pay_or_go_astray(tmp_path, monkeypatch
 def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "long.mp4", 300, options={"x264-params": "keyint=10:scenecut=0"})
     painted, decoded = [], []
-    paint, frames_of = decode._ToTensor.__call__, decode.FrameReader.__iter__
+    paint, frames_of = decode.ToTensor.__call__, decode.FrameReader.__iter__
 
     def recorded(self, frame):
         painted.append(frame.pts)
@@ -70,7 +70,7 @@ def test_only_sampled_frames_become_pixels_and_few_are_decoded(tmp_path, monkeyp
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decode._ToTensor, "__call__", recorded)
+    monkeypatch.setattr(decode.ToTensor, "__call__", recorded)
     monkeypatch.setattr(decode.FrameReader, "__iter__", counted)
     (clip,) = read(path, Sampling(num_frames=4))
     assert clip.indices == (0, 99, 199, 299)

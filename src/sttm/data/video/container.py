@@ -18,7 +18,7 @@ SMALL_FRAME = 640 * 480  # pixels up to which a codec's own threads cost more th
 _MAX_FAILURES = 64  # in a row, to read on in a damaged container
 # FFmpeg's names of the containers and plain streams that hold a video, and of some with sound alone, for a clear error.
 # None of them opens another file, as playlists (hls, concat, dash), numbered pictures (image2) and others would.
-_FORMATS = """
+FORMATS = """
     mov matroska webm avi asf flv live_flv gif apng mpeg mpegts mpegvideo m4v h261 h263 h264 hevc vvc av1 obu ivf vc1
     mjpeg ogg mxf nut dv gxf wtv rm swf nsv nuv roq amv yuv4mpegpipe aac mp3 wav flac
 """.split()
@@ -48,13 +48,13 @@ def open_stream(path: FileLike) -> Iterator[tuple[Any, Any]]:
     head, num_bytes = _inspect(path)
     # Without "file:", a plain name such as "a:b.mp4" would be taken for a URL.
     target, protocols = (path.file, "none") if isinstance(path, OpenFile) else (f"file:{os.fspath(path)}", "file")
-    options = {"protocol_whitelist": protocols, "format_whitelist": ",".join(_FORMATS)}
+    options = {"protocol_whitelist": protocols, "format_whitelist": ",".join(FORMATS)}
     try:
         container = av.open(target, metadata_errors="replace", container_options=options)
     except av.FFmpegError as error:
-        raise _unreadable(path, head, error) from None
+        raise unreadable(path, head, error) from None
     with container:
-        stream = _video_stream(path, container)
+        stream = pick_stream(path, container)
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, num_bytes)
         yield container, stream
 
@@ -93,7 +93,7 @@ def duration_seconds(container: Any, stream: Any) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
-def _video_stream(path: FileLike, container: Any) -> Any:
+def pick_stream(path: FileLike, container: Any) -> Any:
     """Return the first video stream that is not a cover picture, and make FFmpeg skip all others."""
     videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not videos:
@@ -144,7 +144,7 @@ def _inspect_open(path: FileLike, file: BinaryIO) -> tuple[bytes, int]:
     return file.read(512), num_bytes
 
 
-def _unreadable(path: FileLike, head: bytes, error: Exception) -> SttmError:
+def unreadable(path: FileLike, head: bytes, error: Exception) -> SttmError:
     """Return the error for a file that FFmpeg refuses, with the likeliest cause."""
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):

@@ -94,7 +94,7 @@ def _whole(frame_CHW: Tensor) -> Tensor:
 def decode_in_order(path: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepare = _whole) -> DecodedFrames:
     """Decode from the start to the last wanted frame, or to the end where one is missing; see `decode`."""
     with open_stream(path) as (container, stream):
-        frames, convert, decoded = FrameReader(container, stream), _ToTensor(stream), DecodedFrames()
+        frames, convert, decoded = FrameReader(container, stream), ToTensor(stream), DecodedFrames()
         remaining = set(wanted)
         for number, frame in enumerate(frames):
             decoded.stamps.append(frame.pts)
@@ -124,7 +124,7 @@ def _decode_by_seeking(
     if 2 * sum(max(group.values()) - key + 1 for key, group in groups) > wanted[-1] + 1:
         return None
     with open_stream(path) as (container, stream):
-        convert, decoded = _ToTensor(stream), DecodedFrames()
+        convert, decoded = ToTensor(stream), DecodedFrames()
         for key, group in groups:
             container.seek(times[key], stream=stream)
             frames, last = FrameReader(container, stream), max(group)
@@ -139,7 +139,7 @@ def _decode_by_seeking(
         return decoded
 
 
-class _ToTensor:
+class ToTensor:
     """Convert frames to upright RGB tensors of one size and orientation."""
 
     def __init__(self, stream: Any) -> None:
