@@ -58,7 +58,7 @@ class Motion(nn.Module):
     def forward(self, x_BWLC: Tensor, position_BWL3: Tensor, reduced: Reduced) -> Reduced:
         """Return the slots with their motion added, and their paths."""
         path_BWOT2, certainty_BWOT1 = self.follow(x_BWLC, position_BWL3, reduced)
-        added_BWOC = linear(self.map, motion_input(path_BWOT2 * certainty_BWOT1, reduced.size_BWO))
+        added_BWOC = linear(self.map, self.inputs(path_BWOT2, certainty_BWOT1, reduced.size_BWO))
         x_BWOC = reduced.x_BWOC + added_BWOC.to(reduced.x_BWOC.dtype)
         return replace(reduced, x_BWOC=x_BWOC, path_BWOT2=path_BWOT2)
 
@@ -79,7 +79,8 @@ class Motion(nn.Module):
         query_BRD = query_BRD * self.log_tau.to(query_BRD.dtype).neg().exp()
         # [B R D] x [B D N] -> [B R N] -> [B T R S]
         alike_BRN = query_BRD @ unit_BWLD.flatten(1, 2).transpose(1, 2)
-        likeness_BTRS = alike_BRN.unflatten(2, (self.frames_in, -1)).softmax(-1).transpose(1, 2)
+        alike_BTRS = alike_BRN.unflatten(2, (self.frames_in, -1)).transpose(1, 2)
+        likeness_BTRS = alike_BTRS.softmax(-1)
         # [B W L 2] -> [B T S 2]
         point_BTS2 = position_BWL3[..., 1:].flatten(1, 2).unflatten(1, (self.frames_in, -1)).to(likeness_BTRS.dtype)
         # Linear aggregation of positions and of their squares: [B T R 4] -> [B W O T 4] -> 2 x [B W O T 2]
@@ -87,7 +88,16 @@ class Motion(nn.Module):
         moments_BWOT4 = moments_BTR4.transpose(1, 2).unflatten(1, (-1, objects))
         mean_BWOT2, square_BWOT2 = moments_BWOT4.split(2, dim=-1)
         variance_BWOT1 = (square_BWOT2 - mean_BWOT2.square()).sum(-1, keepdim=True).clamp(min=0)
-        return mean_BWOT2 - reduced.position_BWO3[..., None, 1:], DOUBT / (DOUBT + variance_BWOT1)
+        certainty_BWOT1 = self.certainty(variance_BWOT1, alike_BTRS, likeness_BTRS)
+        return mean_BWOT2 - reduced.position_BWO3[..., None, 1:], certainty_BWOT1
+
+    def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
+        """Return how certain each point of a path is, from how far the likeness is spread: [B W O T 1]."""
+        return DOUBT / (DOUBT + variance_BWOT1)
+
+    def inputs(self, path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) -> Tensor:
+        """Return the inputs of the map: [B W O K]."""
+        return motion_input(path_BWOT2 * certainty_BWOT1, size_BWO)
 
     def macs(self, tokens: int, objects: int) -> int:
         """Return the multiply-adds of one clip of so many tokens and objects."""
