@@ -93,13 +93,13 @@ def load_with_preprocess(name: str | Path = DEFAULT) -> tuple[Any, Preprocess]:
     from sttm.backbones import backbone_of
     from sttm.data.transforms.preprocess import Preprocess
 
-    preprocess, model = Preprocess.from_folder(resolve(name)), load(name)
+    model = load(name)
     if not backbone_of(model).classifies(model):
         raise SttmError(
             f"{name} is a {type(model).__name__}, which has no head that classifies; give a model that was fine-tuned "
             "for classification"
         )
-    return model, preprocess
+    return model, Preprocess.from_folder(resolve(name))
 
 
 def bring_to_compute(model: nn.Module, compute: float | None, method: str = "sttm", **options: Any) -> Plan | None:

@@ -27,7 +27,7 @@ from tests.helpers import DISTINCT, FAMILIES, MORE, answer, lively, logits, pixe
 ONE_EACH = [name for name in FAMILIES if name not in ("timesformer-joint", "timesformer-space")]
 families = pytest.mark.parametrize("family", ONE_EACH)
 #: Exporters, in the learned form: those of `ONE_EACH` in both.
-EXPORTED = [*itertools.product(ONE_EACH, [False, True]), *((family, True) for family in (*DISTINCT, "videoprism"))]
+EXPORTED = [*itertools.product(ONE_EACH, [False, True]), *((family, True) for family in DISTINCT)]
 exported = pytest.mark.parametrize(("family", "learned"), EXPORTED)
 
 
