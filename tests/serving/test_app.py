@@ -46,10 +46,12 @@ def opened(browser, served) -> Iterator[Callable[[int], object]]:
 
     def opening(width: int):
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(120_000)  # milliseconds: the machine may be busy, and a test ends at 300 seconds
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(served[0])
-        page.wait_for_selector("#classify")
+        for part in ("#video button", "#compute input[type=range]", "#classify"):
+            page.wait_for_selector(part)
         pages.append(page)
         return page
 
