@@ -90,6 +90,9 @@ def run(folder: Path, nodes: list[tuple[str, str]]) -> dict[str, Any]:
     time.sleep(2)
     second = _torchrun(nodes[1], nodes[0][1], configs["killed"], 29501, folder / "killed-1.log")
     codes = [process.wait(1800) for process in (first, second)]
+    if codes != [0, 0]:
+        for log in sorted(folder.glob("killed-*.log")):
+            print(log.name, log.read_text()[-6000:], sep="\n", file=sys.stderr)
     whole, after = _losses(folder / "whole"), _losses(folder / "killed")
     return {
         "nodes": 2,
