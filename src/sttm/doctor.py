@@ -27,6 +27,7 @@ OPTIONAL = {
     "onnxscript": ("export", "torch.onnx.export of a model needs it"),
     "onnxruntime": ("export", "it runs an exported model"),
     "gradio": ("serve", "sttm serve needs it"),
+    "ray": ("batch", "sttm batch runs on it"),
 }
 
 

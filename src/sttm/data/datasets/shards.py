@@ -99,7 +99,9 @@ def _read_index(shard: str, _mtime: int, _size: int) -> tuple[Annotation, ...]:
                 labels.setdefault(key, None)
                 if file is not None and labels[key] is None:
                     labels[key] = _label(f"{shard}/{member.name}", kind, file.read())
-    except (tarfile.TarError, OSError) as error:
+    except SttmError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # also a size that no number of C holds
         advice = "unpack a .tar.gz, or download it again"
         raise SttmError(f"{shard} is no whole, uncompressed tar ({error}); {advice}") from error
     paths = {key: f"{shard}/{key}" for key in labels}

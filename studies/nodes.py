@@ -1,0 +1,131 @@
+"""Train on two nodes, each in a network namespace of its own; kill one in the midst, and start it again.
+
+    sudo python studies/nodes.py --out results/kills/nodes.json
+
+Both nodes run `torchrun ... -m sttm train` with one rendezvous. The second one, its launcher and its worker, is killed
+with SIGKILL once there is a checkpoint, and started again; the first one's launcher notices, starts its worker again,
+and the run goes on from the last checkpoint. In the end the steps must be those of a run that nothing disturbed, with
+the same losses. Needs Linux, root, and iproute2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sttm.synth.videos import SynthSettings, make
+
+STEPS = 16
+CONFIG = """
+data: {{train: {{list: {made}/train.json}}, validation: {{list: {made}/validation.json}}, root: {made}/videos,
+  labels: {made}/labels.json, workers: 0}}
+model: {{start: sttm-motion-plain}}
+merging: {{compute: 0.7}}
+optimizer: {{lr: 1e-4, steps: {steps}, batch_size: 4}}
+run: {{output: {output}, device: cpu, trackers: [], save_every: 4, evaluate_every: {steps}, log_every: 1}}
+"""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    with TemporaryDirectory(prefix="sttm-nodes-") as folder, network() as nodes:
+        found = run(Path(folder), nodes)
+    print(json.dumps(found, indent=1))
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    sys.exit(int(not found["steps_complete"] or found["largest_difference_of_losses"] > 1e-4))
+
+
+@contextmanager
+def network() -> Iterator[list[tuple[str, str]]]:
+    """Yield two namespaces joined by a cable, and the address of each."""
+    names = [f"sttm{os.getpid()}{end}" for end in "ab"]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+    try:
+        for name in names:
+            _ip(f"netns add {name}")
+        _ip(f"link add veth0 netns {names[0]} type veth peer name veth0 netns {names[1]}")
+        for name, address in zip(names, addresses, strict=True):
+            _ip(f"-n {name} addr add {address}/24 dev veth0")
+            _ip(f"-n {name} link set veth0 up")
+            _ip(f"-n {name} link set lo up")
+        yield list(zip(names, addresses, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def run(folder: Path, nodes: list[tuple[str, str]]) -> dict[str, Any]:
+    """Train undisturbed and disturbed, and return what became of both."""
+    made = make(folder / "made", SynthSettings("motion", 60, frames=16, size=56), workers=1)
+    configs = {}
+    for name in ("whole", "killed"):
+        configs[name] = folder / f"{name}.yaml"
+        configs[name].write_text(CONFIG.format(made=made, output=folder / name, steps=STEPS))
+    both = [_torchrun(nodes[i], nodes[0][1], configs["whole"], 29500, folder / f"whole-{i}.log") for i in (0, 1)]
+    assert [process.wait(1800) for process in both] == [0, 0], (folder / "whole-0.log").read_text()[-2000:]
+
+    first, second = (
+        _torchrun(nodes[i], nodes[0][1], configs["killed"], 29501, folder / f"killed-{i}.log") for i in (0, 1)
+    )
+    while not list((folder / "killed" / "checkpoints").glob("step-*[0-9]")):
+        assert first.poll() is None, (folder / "killed-0.log").read_text()[-2000:]
+        time.sleep(0.1)
+    os.killpg(second.pid, signal.SIGKILL)
+    killed_at = max(_losses(folder / "killed"), default=0)
+    second.wait()
+    time.sleep(2)
+    second = _torchrun(nodes[1], nodes[0][1], configs["killed"], 29501, folder / "killed-1.log")
+    codes = [process.wait(1800) for process in (first, second)]
+    if codes != [0, 0]:
+        for log in sorted(folder.glob("killed-*.log")):
+            print(log.name, log.read_text()[-6000:], sep="\n", file=sys.stderr)
+    whole, after = _losses(folder / "whole"), _losses(folder / "killed")
+    return {
+        "nodes": 2,
+        "exit_codes": codes,
+        "killed_after_step": killed_at,
+        "steps": STEPS,
+        "steps_complete": codes == [0, 0] and sorted(after) == sorted(whole) == list(range(1, STEPS + 1)),
+        "largest_difference_of_losses": max((abs(whole[s] - after[s]) for s in whole.keys() & after.keys()), default=0),
+    }
+
+
+def _torchrun(node: tuple[str, str], host: str, config: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start the launcher of a node in its namespace, in a process group of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{port}", "--max-restarts", "3"]
+    launcher += ["--local-addr", node[1], "--rdzv-conf", f"is_host={int(node[1] == host)}"]  # no name service here
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "veth0"}
+    command = ["ip", "netns", "exec", node[0], *launcher, "-m", "sttm", "train", str(config)]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def _losses(output: Path) -> dict[int, float]:
+    """Return the loss of each step, as the run logged it last."""
+    log = output / "log.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
+
+
+if __name__ == "__main__":
+    main()
