@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 import yaml
@@ -21,6 +25,7 @@ from sttm.config import Settings
 from sttm.config.settings import DataSettings, SplitSettings
 from sttm.data.datasets.formats import FORMATS, read_annotations
 from sttm.data.datasets.video_set import read_split
+from sttm.data.video.read import Sampling, read
 from sttm.synth.clips import render
 from sttm.synth.videos import SynthSettings, encode, make
 from sttm.visual.demo import EXAMPLES
@@ -37,6 +42,7 @@ RUN = {
     "docs/finetune.md",
     "docs/pictures.md",
     "docs/serve.md",
+    "docs/stream.md",
     "docs/trainer.md",
 }
 Typed = Callable[[str], list[str]]
@@ -283,3 +289,30 @@ def test_pictures_page_works_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(code, "docs/pictures.md", "exec"), names)  # the page is ours
     assert names["result"]["merged"][0]["label"] == "bin" and said.startswith("with merging: bin")
     assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "clip.png", "clip.html"}
+
+
+def test_stream_page_works_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On three words after each other; standard input is a pipe, for which the command runs in a process of its own."""
+    words = [read(EXAMPLES / f"{name}.mp4", Sampling(16))[0].frames_TCHW for name in ("bin", "blue", "again")]
+    encode(torch.cat(words).permute(0, 2, 3, 1).numpy(), tmp_path / "long.mp4")
+    with av.open(str(tmp_path / "long.mp4")) as source, av.open(str(tmp_path / "long.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    commands, piped = blocks("docs/stream.md", "sh")
+    (said,) = typed(commands.splitlines()[0])
+    records = [json.loads(line) for line in said.splitlines()]
+    assert len(records) == 5 and records[-1]["end"] > records[0]["end"]
+    subprocess.run(["bash", "-c", piped.replace("sttm ", f"{sys.executable} -m sttm ")], check=True)
+    (segments,) = typed(commands.splitlines()[1].partition(" >")[0])
+    assert sum(json.loads(line)["windows"] for line in segments.splitlines()) == 5
+    (code,) = blocks("docs/stream.md", "python")
+    exec(compile(code, "docs/stream.md", "exec"), {})  # the page is ours
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -147,7 +147,10 @@ class _Reader(Thread):
             self.words.append(f"{self.name_of_source} broke off ({error})")
         with self.changed:
             if self.error is None and not self.began:
-                self.error = SttmError(f"{self.name_of_source} holds no frame that can be decoded; check the source")
+                self.error = SttmError(
+                    f"{self.name_of_source} holds no frame that can be decoded; check it, and send a pipe MPEG-TS, "
+                    "Matroska or mp4 in fragments, as an mp4 may have its index at its end"
+                )
             if self.error is None and not self.ended and self.covered < self.sampled:
                 self._hand_over()
             self.ended = True

@@ -199,7 +199,7 @@ def _refuse_missing(data: DataSettings, name: SplitName, missing: list[str], num
     if len(missing) > data.max_missing * total:
         share = f"{len(missing)} of {total} videos of data.{name} are missing ({len(missing) / total:.1%})"
         limit = f"more than data.max_missing={data.max_missing:g} allows"
-        raise SttmError(f"{share}, {limit}; the first is {missing[0]}: set data.root to where the videos are")
+        raise SttmError(f"{share}, {limit}; the first is {missing[0]}: set data.root (--root) to where the videos are")
 
 
 def _refuse_empty_classes(videos: list[Video], classes: tuple[str, ...], origin: str) -> None:
