@@ -35,8 +35,8 @@ class UncertainMotion(Motion):
 class AlikeMotion(Motion):
     """Trust a point of a path also by how much what was found there is like the object, and bound all inputs together.
 
-    Where a still ground is noise alone, an object of it finds some token that resembles it by chance: nothing is spread,
-    but the cosine is low.
+    Where a still ground is noise alone, an object of it finds some token that resembles it by chance: nothing is
+    spread, but the cosine is low.
     """
 
     def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
