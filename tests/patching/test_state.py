@@ -92,6 +92,7 @@ def test_checkpointed_forwards_before_one_backward(model: Any, reentrant: bool) 
     clips = [pixels(model, 1, seed) for seed in range(3)]
 
     def loss() -> torch.Tensor:
+        torch.manual_seed(3)  # DINOv3 scales its coordinates at random in training
         return torch.stack([answer(model, clip).square().sum() for clip in clips]).sum()
 
     loss().backward()

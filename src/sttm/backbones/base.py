@@ -45,7 +45,7 @@ class Backbone(ABC):
     rotates: bool = False
     #: a class token, and maybe registers, in front of the others
     class_token: bool = False
-    #: merged models export to ONNX
+    #: merged models are known to export to ONNX
     exports: bool = True
 
     def supports(self) -> dict[str, bool]:

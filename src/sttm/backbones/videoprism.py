@@ -27,6 +27,7 @@ class VideoPrism(Backbone):
     example = "google/videoprism-base-f16r288"
     classes = ("VideoPrismForVideoClassification", "VideoPrismVideoModel", "VideoPrismVisionModel")
     restores = True
+    exports = False
 
     def base(self, model: Any) -> Any:
         return getattr(model, "vision_model", model)

@@ -18,6 +18,7 @@ class XCLIP(Tower):
     example = "microsoft/xclip-base-patch16"
     classes = ("XCLIPVisionModel",)
     restores = True
+    exports = False
 
     def blocks(self, model: Any) -> Any:
         return model.encoder.layers
