@@ -9,7 +9,7 @@ from sttm.cli.printing import print_rows
 
 @app.command(epilog="Example:  sttm models --json")
 def models(as_json: Json = False) -> None:
-    """List bundled models, and model families with what each supports."""
+    """List bundled models, and what each family supports."""
     from sttm.backbones import FAMILIES
     from sttm.models import BUNDLED
 
