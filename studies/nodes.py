@@ -84,7 +84,9 @@ def run(folder: Path, nodes: list[tuple[str, str]]) -> dict[str, Any]:
     while not list((folder / "killed" / "checkpoints").glob("step-*[0-9]")):
         assert first.poll() is None, (folder / "killed-0.log").read_text()[-2000:]
         time.sleep(0.1)
-    os.killpg(second.pid, signal.SIGKILL)
+    # Also the worker, which is in a session of its own and would train to the end without its launcher.
+    for pid in subprocess.run(["ip", "netns", "pids", nodes[1][0]], capture_output=True, check=True).stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
     killed_at = max(_losses(folder / "killed"), default=0)
     second.wait()
     time.sleep(2)

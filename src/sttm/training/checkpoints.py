@@ -26,7 +26,7 @@ from torch import Tensor
 from sttm import models
 from sttm.config.parsing import read_json
 from sttm.data.transforms.preprocess import Preprocess
-from sttm.errors import SttmError, first_line
+from sttm.errors import SttmError, first_line, shown
 from sttm.training.optimizer import Optimizer
 from sttm.training.recipe import MovingAverage
 
@@ -162,7 +162,8 @@ def damage(checkpoint: Path) -> str | None:
         step = read_json(checkpoint / PROGRESS).get("step")
     except (OSError, SttmError) as error:
         return first_line(error).partition(";")[0]
-    return None if checkpoint.name.partition("-")[2] == f"{step:08d}" else f"it is of step {step}"
+    sound = type(step) is int and checkpoint.name.partition("-")[2] == f"{step:08d}"
+    return None if sound else f"it is of step {shown(step)}"
 
 
 def restore(training: TrainingState, folder: Path) -> None:

@@ -57,7 +57,7 @@ class FileFinder:
             try:
                 with os.scandir(path) as found:
                     entries = {entry.name: entry.is_dir() for entry in found}
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a null byte
                 entries = {}
             except OSError as error:
                 raise SttmError(f"the folder {path} cannot be listed ({error.strerror}); allow reading it") from error
