@@ -63,7 +63,7 @@ def test_missing_and_unreadable_videos_are_named_with_reasons(tmp_path: Path):
 def test_only_decoding_finds_damage_behind_the_first_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_csv_set(tmp_path, {"train": 2})
 
-    def broken(video: Any, sampling: Sampling, *_: Any) -> None:
+    def broken(video: Any, sampling: Sampling, **_: Any) -> None:
         raise SttmError(f"{video.path} breaks off ({sampling.num_frames})")
 
     monkeypatch.setattr(Video, "read", broken)

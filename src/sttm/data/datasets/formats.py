@@ -5,7 +5,6 @@ To add a format: write its reader here, and register it in `FORMATS`.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sttm.config.parsing import parse_json
-from sttm.data.datasets import shards
-from sttm.data.datasets.annotations import SPLITS, Annotation, AnnotationFile, AnnotationList, numbered_lines
+from sttm.data.datasets import class_folders, shards
+from sttm.data.datasets.annotations import Annotation, AnnotationFile, AnnotationList, numbered_lines
 from sttm.data.datasets.labels import read_text
-from sttm.data.video.frame_folder import PICTURE_SUFFIXES
 from sttm.data.video.video import VIDEO_SUFFIXES
 from sttm.errors import SttmError, shown, unknown
 
@@ -170,57 +168,6 @@ def multi_label(what: str) -> SttmError:
     )
 
 
-def _read_folders(file: AnnotationFile) -> AnnotationList:
-    """Read a folder for each class, below folders for the splits or not."""
-    aliases = {alias for names in SPLITS.values() for alias in names}
-    tops = _subfolders(file.path)
-    has_splits = bool(tops) and all(top.name in aliases for top in tops)
-    annotations, classes, skipped = [], set(), _loose_files(file.path)
-    for top in tops if has_splits else [file.path]:
-        columns = {"split": top.name} if has_splits else {}
-        skipped += _loose_files(top) if has_splits else []
-        for folder in _subfolders(top):
-            classes.add(folder.name)
-            for path, is_folder in _videos_below(folder, skipped):
-                relative = path.relative_to(file.path).as_posix()
-                frames = (0, None) if is_folder else None
-                annotations.append(Annotation((relative,), folder.name, str(path), frames=frames, columns=columns))
-    names = tuple(path.relative_to(file.path).as_posix() for path in skipped)
-    return AnnotationList(annotations, tuple(sorted(classes)), root=file.path, skipped=names)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _loose_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that only holds folders."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if not entry.is_dir() and not entry.name.startswith("."))
-
-
-def _videos_below(folder: Path, skipped: list[Path]) -> Iterator[tuple[Path, bool]]:
-    """Yield video files, and folders of pictures, in the order of their names, and whether each is a folder.
-
-    All other files are added to `skipped`.
-    """
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        pictures = {name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES}
-        if pictures and Path(here) != folder:
-            yield Path(here), True
-        else:
-            pictures = set()
-        yield from ((Path(here, name), False) for name in sorted(files) if _is_video(name))
-        others = sorted(name for name in files if not _is_video(name) and name not in pictures)
-        skipped.extend(Path(here, name) for name in others if not name.startswith("."))
-
-
-def _is_video(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-
-
 def _read_shards(file: AnnotationFile) -> AnnotationList:
     return AnnotationList(shards.index(shards.expand(file.path)))
 
@@ -256,7 +203,7 @@ FORMATS: dict[str, Format] = {
         lambda file: bool(_hmdb_files(file.path)),
         _read_hmdb51,
     ),
-    "folders": Format("a folder for each class", lambda file: file.path.is_dir(), _read_folders),
+    "folders": Format("a folder for each class", lambda file: file.path.is_dir(), class_folders.read),
     "diving48": Format(
         "Diving48's JSON: vid_name, label, start_frame and end_frame",
         lambda file: file.text.lstrip().startswith("[") and '"vid_name"' in file.text,
