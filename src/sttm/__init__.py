@@ -12,6 +12,7 @@ from sttm.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
     from sttm.calibration import calibrate
+    from sttm.engines.export import export
     from sttm.errors import SttmError
     from sttm.evaluation.predict import predict
     from sttm.evaluation.stream import stream
@@ -29,6 +30,7 @@ __all__ = [
     "TokenMerger",
     "apply",
     "calibrate",
+    "export",
     "load",
     "macs",
     "predict",
@@ -49,6 +51,7 @@ _MODULES = {
     "TokenMerger": "merging.merger",
     "apply": "patching.api",
     "calibrate": "calibration",
+    "export": "engines.export",
     "load": "models",
     "macs": "patching.api",
     "predict": "evaluation.predict",

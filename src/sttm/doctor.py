@@ -25,7 +25,8 @@ OPTIONAL = {
     "tensorboard": ("train", "it gives curves of a run, run.trackers: [tensorboard]"),
     "onnx": ("export", "torch.onnx.export of a model needs it"),
     "onnxscript": ("export", "torch.onnx.export of a model needs it"),
-    "onnxruntime": ("export", "it runs an exported model"),
+    "onnxruntime": ("export", "it runs an exported model, and --engine onnx"),
+    "openvino": ("export", "it runs an exported .xml, and --engine openvino in fp32, bf16 or int8"),
     "gradio": ("serve", "sttm serve needs it"),
     "ray": ("batch", "sttm batch runs on it"),
 }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sttm.patching.plan import Plan
 
 _BUNDLE = Path(__file__).parent / "bundled"
+#: Short videos that come with the package.
+EXAMPLES = _BUNDLE / "examples"
 #: The small models that come with the package; each folder has a model card.
 BUNDLED = {
     "sttm-motion": "small VideoMAE with the learned merger, trained on synthetic videos of 18 motions",

@@ -9,10 +9,11 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
 from sttm.benchmark import speed as bench
+from sttm.engines.engine import Engine
 from sttm.errors import SttmError
 
 ROW = {"model", "method", "compute", "macs", "batch", "dtype", "mode"}
-ROW |= {"latency_ms", "clips_per_s", "speedup", "ideal_speedup", "peak_memory_mb"}
+ROW |= {"latency_ms", "clips_per_s", "speedup", "over_eager", "ideal_speedup", "peak_memory_mb"}
 
 
 def tiny() -> nn.Module:
@@ -65,6 +66,25 @@ def test_figures_are_medians_over_rounds_and_of_ratios(plain, monkeypatch):
     assert second["speedup"] == 1.5  # the median of 4, 1.5, 1.5, and not 4 / 2
 
 
+def test_engines_are_timed_in_one_turn(plain, monkeypatch):
+    def make(name, model, dtype):
+        return Engine(name, dtype, model, lambda pixels: torch.zeros(len(pixels), 5))
+
+    def scripted(runs, turn, device):
+        assert len(runs) == 6
+        return [8.0, 4, 4, 2, 1, 0.5], [run() for run in runs]  # plain and merged, on each of three
+
+    monkeypatch.setattr(bench, "make_engine", make)
+    monkeypatch.setattr(bench, "in_turn", scripted)
+    pairs = {"dtypes": ["fp32", "int8"], "engines": ["eager", "openvino"]}
+    rows = bench.run([plain], ["sttm"], [0.5], rounds=1, **pairs)["rows"]
+    modes = [(row["mode"], row["dtype"], row["method"]) for row in rows]
+    assert modes[::2] == [("eager", "fp32", "plain"), ("openvino", "fp32", "plain"), ("openvino", "int8", "plain")]
+    assert [row["speedup"] for row in rows] == [1, 2, 1, 2, 1, 2]
+    assert [row["over_eager"] for row in rows] == [1, 2, 2, 4, 8, 16]
+    assert [row["peak_memory_mb"] is None for row in rows] == [False, False, True, True, True, True]
+
+
 def test_variants_share_weights_and_keep_to_themselves():
     model, clips = tiny(), torch.randn(1, 8, 3, 32, 32)
     with torch.no_grad():
@@ -115,6 +135,8 @@ def test_random_weights_are_called_so(monkeypatch):
         ({"computes": [0.001]}, "0.001"),
         ({"computes": [0]}, "compute=0"),
         ({"dtypes": ["fp8"]}, "unknown dtype 'fp8'"),
+        ({"dtypes": ["fp32", "int8"]}, "engine eager has fp32 and bf16, not int8"),
+        ({"engines": ["eager", "turbo"]}, "unknown engine 'turbo'"),
         ({"batch": 0}, "batch=0"),
         ({"rounds": 0}, "rounds=0"),
     ],

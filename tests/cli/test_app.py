@@ -20,6 +20,7 @@ COMMANDS = (
     "doctor",
     "synth",
     "bench",
+    "export",
     "demo",
     "train",
     "configs",
@@ -65,7 +66,10 @@ def test_the_list_of_commands_cuts_no_line(sttm):
         ("predct a.mp4", "no such command 'predct'; did you mean predict? see sttm --help"),
         ("configs shw", "no such command 'shw'; did you mean show? see sttm configs --help"),
         ("predict a.mp4 --modle x", "no such option: --modle; did you mean --model? see sttm predict --help"),
-        ("predict a.mp4 --dtype fp33", "is not one of 'fp32', 'bf16'; did you mean fp32? see sttm predict --help"),
+        (
+            "predict a.mp4 --dtype fp33",
+            "is not one of 'fp32', 'bf16', 'int8'; did you mean fp32? see sttm predict --help",
+        ),
         ("predict", "missing argument 'CLIP...'; see sttm predict --help"),
         (
             "predict a.mp4 --top-k 0",

@@ -9,13 +9,19 @@ def test_bench_hands_its_options_on(sttm, monkeypatch):
     def run(models, methods, computes, **options):
         options.pop("advance")(1, 2)
         assert (models, methods, computes) == (["m", "n"], ["sttm", "tome"], [1.0, 0.5])
-        assert options == {"batch": 2, "dtypes": ["fp32", "bf16"], "rounds": 3, "device": "cpu"}
+        assert options == {
+            "batch": 2,
+            "dtypes": ["fp32", "bf16"],
+            "engines": ["eager", "onnx"],
+            "rounds": 3,
+            "device": "cpu",
+        }
         row = {"model": "m", "macs": 123456, "latency_ms": {"p50": 1.25, "p90": 2.0}, "peak_memory_mb": None}
         return {"machine": "two cores", "rows": [row]}
 
     monkeypatch.setattr("sttm.benchmark.speed.run", run)
     args = "bench --model m --model n --methods sttm,tome --compute 1,0.5".split()
-    args += "--batch 2 --dtype fp32,bf16 --rounds 3 --device cpu".split()
+    args += "--batch 2 --dtype fp32,bf16 --engine eager,onnx --rounds 3 --device cpu".split()
     assert json.loads(sttm(*args, "--json").out)["machine"] == "two cores"
     table = sttm(*args).out
     assert all(text in table for text in ("two cores", "latency ms", "123,456", "1.25 / 2"))

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ RUN = {
     "README.md",
     "docs/batch.md",
     "docs/calibrate.md",
+    "docs/export.md",
     "docs/families.md",
     "docs/finetune.md",
     "docs/pictures.md",
@@ -181,6 +183,32 @@ def test_batch_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = names["table"].to_pylist()  # type: ignore[attr-defined]
     assert [row["number"] for row in rows] == list(range(20)) and not any(row["error"] for row in rows)
     assert all(len(row["pooled"]) == len(rows[0]["pooled"]) > 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_export_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
+    """The script runs where neither torch nor sttm can be imported, and says what `sttm predict` says."""
+    (commands,), (code,) = blocks("docs/export.md", "sh"), blocks("docs/export.md", "python")
+    made = make(tmp_path / "made", SynthSettings("motion", 4, frames=20, size=64), workers=1)
+    videos = [str(path) for path in sorted((made / "videos").glob("*.mp4"))]
+    monkeypatch.chdir(tmp_path)
+    typed(commands.splitlines()[0])
+    (tmp_path / "without").mkdir()
+    for name in ("torch", "sttm", "transformers"):
+        (tmp_path / "without" / f"{name}.py").write_text("raise ImportError('this machine has none')")
+    (tmp_path / "run.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "run.py", *videos], env=os.environ | {"PYTHONPATH": "without"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wanted = [
+        f"{path} {[prediction['label'] for prediction in json.loads(line)['predictions']]}"
+        for path, line in zip(
+            videos, "".join(typed(shlex.join(["sttm", "predict", *videos, "--json"]))).splitlines(), strict=True
+        )
+    ]
+    assert done.stdout.splitlines() == wanted
 
 
 def test_settings_on_the_pages_are_settings() -> None:

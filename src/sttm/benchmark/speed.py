@@ -3,7 +3,6 @@
 Legend: B clips in a batch, T frames, C colours, H height, W width.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from transformers import AutoConfig, AutoModelForVideoClassification
 from sttm.backbones import backbone_of
 from sttm.benchmark.memory import peak_bytes
 from sttm.benchmark.timing import in_turn, quantiles
-from sttm.devices import DTYPES, device_of, dtype_of, machine
+from sttm.devices import device_of, machine
+from sttm.engines.engine import ENGINES, Engine, check_dtype, check_engine, make_engine
+from sttm.engines.graph import shared_copy
 from sttm.errors import SttmError
 from sttm.evaluation.inference import forward, memory_errors
 from sttm.merging import method_named
@@ -55,12 +56,22 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model: plain, or merged by a method to a share of its multiply-adds."""
+    """One way to merge a model: not at all, or by a method to a share of its multiply-adds."""
 
     method: str
     compute: float
     macs: int
     model: nn.Module
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One way to run it: a variant on an engine."""
+
+    variant: Variant
+    engine: Engine
+    plain: int
+    """The number of the plain variant on the same engine in the same dtype."""
 
 
 # Over 40 lines: most are the options and what they mean.
@@ -71,6 +82,7 @@ def run(
     *,
     batch: int = 1,
     dtypes: Sequence[str] = ("fp32",),
+    engines: Sequence[str] = ("eager",),
     rounds: int = 10,
     device: str = "auto",
     advance: Callable[[int, int], None] = lambda forwards, total: None,
@@ -79,17 +91,19 @@ def run(
 
     In every round each variant of a model runs once, on the same random clips, starting with another variant each
     time. A row has, over the rounds: `latency_ms` of one batch (median and p90), `clips_per_s` at the median, and
-    `speedup`, the median of the rounds' ratios plain over merged. `ideal_speedup` is what the multiply-adds alone
-    would give, 1 / compute; `compute` and `macs` (of one clip) are those of the plan. Merging is off the shelf; a
-    model that was saved merged is also timed as it is ("as saved"), against its plain self. `peak_memory_mb` is the
-    most memory (in MiB) in use during one untimed forward: weights, clips, and the tensors between them; scratch
-    space inside a kernel counts on a GPU only.
+    `speedup`, the median of the rounds' ratios plain over merged, on the same engine (`mode`) in the same dtype.
+    `over_eager` is that ratio to the plain model on eager in fp32, None where that was not asked for. `ideal_speedup`
+    is what the multiply-adds alone would give, 1 / compute; `compute` and `macs` (of one clip) are those of the plan.
+    Merging is off the shelf; a model that was saved merged is also timed as it is ("as saved"), against its plain self.
+    `peak_memory_mb` is the most memory (in MiB) in use during one untimed forward on eager: weights, clips, and the
+    tensors between them; scratch space inside a kernel counts on a GPU only.
 
     Args:
         models: bundled names, folders, hub ids, or names of `SHAPES`, whose weights are random.
         computes: shares of the plain model's multiply-adds; 1 is the plain model, which is timed in any case.
         batch: clips that go through at once.
-        dtypes: "fp32", or "bf16" by autocast.
+        dtypes: "fp32", "bf16", "int8".
+        engines: names of `sttm.engines.engine.ENGINES`; each runs in those of the dtypes that it has.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
         advance: called after each forward with 1 and the number of all forwards.
 
@@ -100,14 +114,15 @@ def run(
     for method in methods:
         method_named(method)
     computes = sorted({check_compute(compute) for compute in computes}, reverse=True)
-    _check(models, batch, dtypes, rounds)
     where = device_of(device)
+    _check(models, batch, dtypes, engines, rounds, where)
+    pairs = [(engine, dtype) for dtype in dtypes for engine in engines if dtype in ENGINES[engine]]
     # A dry run finds mistakes before anything is timed: no target fails after an hour.
     counts = []
     for name in models:
         with torch.device("meta") if name in SHAPES else nullcontext():
             counts.append(len(_variants(_load(name), methods, computes)))
-    forwards = sum(counts) * len(dtypes) * (rounds + WARM_UP + 1)
+    forwards = sum(counts) * (len(pairs) * (rounds + WARM_UP) + sum(engine == "eager" for engine, _ in pairs))
     rows: list[dict[str, Any]] = []
     for name in models:
         variants = _variants(_load(name).to(where), methods, computes)
@@ -115,23 +130,34 @@ def run(
         plain, backbone = variants[0].model, backbone_of(variants[0].model)
         shape = backbone.pixels_shape(batch, backbone.clip_shape(plain))
         pixels_BTCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for dtype in dtypes:
-            with memory_errors(f"{batch} clips at once through {name}", where):
-                clips_BTCHW = pixels_BTCHW.to(where)
-                measured = _measure(variants, clips_BTCHW, DTYPES[dtype], rounds, lambda: advance(1, forwards))
-            facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
-            for variant, figures in zip(variants, measured, strict=True):
-                what = {"method": variant.method, "compute": variant.compute, "macs": variant.macs}
-                rows.append({"model": label} | what | figures | facts)
+        with memory_errors(f"{batch} clips at once through {name}", where):
+            timed = [
+                Timed(variant, make_engine(engine, variant.model, dtype), number * len(variants))
+                for number, (engine, dtype) in enumerate(pairs)
+                for variant in variants
+            ]
+            measured = _measure(timed, pixels_BTCHW.to(where), rounds, lambda: advance(1, forwards))
+        for each, figures in zip(timed, measured, strict=True):
+            facts = {"batch": batch, "dtype": each.engine.dtype, "mode": each.engine.name}
+            what = {"method": each.variant.method, "compute": each.variant.compute, "macs": each.variant.macs}
+            rows.append({"model": label} | what | figures | facts)
     return {"machine": machine(where), "rows": rows}
 
 
-def _check(models: Sequence[str], batch: int, dtypes: Sequence[str], rounds: int) -> None:
+def _check(
+    models: Sequence[str], batch: int, dtypes: Sequence[str], engines: Sequence[str], rounds: int, device: torch.device
+) -> None:
     """Refuse what cannot be timed."""
-    if not models or not dtypes:
-        raise SttmError("there is nothing to time; name at least one model and one of " + ", ".join(DTYPES))
+    if not models or not dtypes or not engines:
+        raise SttmError("there is nothing to time; name at least one model, one dtype, and one engine")
     for dtype in dtypes:
-        dtype_of(dtype)
+        check_dtype(dtype)
+        having = [engine for engine in engines if dtype in ENGINES.get(engine, ())]
+        for engine in having or engines[:1]:
+            check_engine(engine, dtype, device)
+    for engine in engines:
+        has = ENGINES.get(engine, ())
+        check_engine(engine, next((dtype for dtype in dtypes if dtype in has), dtypes[0]), device)
     for name, value in (("batch", batch), ("rounds", rounds)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SttmError(f"{name}={value!r} is not a whole number of one or more; give one")
@@ -148,7 +174,7 @@ def _load(name: str) -> nn.Module:
 
 def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float]) -> list[Variant]:
     """Return every variant of a model, the plain one first; all of them share one set of weights."""
-    plain, variants = _copy(model), []
+    plain, variants = shared_copy(model), []
     if api.is_merged(model):
         api.remove(plain)
         plan = api.plan_of(model)
@@ -157,45 +183,48 @@ def _variants(model: nn.Module, methods: Sequence[str], computes: Sequence[float
     for method in methods:
         for compute in computes:
             if compute < 1:
-                merged = _copy(plain)
+                merged = shared_copy(plain)
                 plan = api.apply(merged, compute, method)
                 variants.append(Variant(method, plan.compute, plan.macs_after, merged))
     return variants
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """Return a copy with modules of its own and the same tensors."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
 def _measure(
-    variants: Sequence[Variant], pixels_BTCHW: Tensor, dtype: torch.dtype, rounds: int, advance: Callable[[], None]
+    timed: Sequence[Timed], pixels_BTCHW: Tensor, rounds: int, advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Return the measured fields of each variant's row."""
+    """Return the measured fields of each row."""
     device = pixels_BTCHW.device
 
-    def run_once(model: nn.Module) -> None:
-        forward(model, pixels_BTCHW, dtype)
+    def run_once(engine: Engine) -> None:
+        forward(engine, pixels_BTCHW)
         advance()
 
-    runs = [partial(run_once, variant.model) for variant in variants]
-    peaks = [peak_bytes(variant.model, pixels_BTCHW, go) for variant, go in zip(variants, runs, strict=True)]
+    runs = [partial(run_once, each.engine) for each in timed]
+    peaks = [
+        peak_bytes(each.variant.model, pixels_BTCHW, go) if each.engine.name == "eager" else None
+        for each, go in zip(timed, runs, strict=True)
+    ]
     for turn in range(WARM_UP):
         in_turn(runs, turn, device)
-    # A row for each round, a column for each variant.
+    # A row for each round, a column for each of what is timed.
     seconds = np.array([in_turn(runs, turn, device)[0] for turn in range(rounds)])
-    speedups = np.median(seconds[:, :1] / seconds, axis=0)
+    eager = [number for number, each in enumerate(timed) if (each.engine.name, each.engine.dtype) == ("eager", "fp32")]
     figures = []
-    for variant, taken, speedup, peak in zip(variants, seconds.T, speedups, peaks, strict=True):
+    for each, taken, peak in zip(timed, seconds.T, peaks, strict=True):
         spread = quantiles(taken)
         figures.append(
             {
                 "latency_ms": {name: round(1000 * spread[name], 3) for name in ("p50", "p90")},
                 "clips_per_s": round(len(pixels_BTCHW) / spread["p50"], 3),
-                "speedup": round(float(speedup), 3),
-                "ideal_speedup": round(1 / variant.compute, 3),
-                "peak_memory_mb": round(peak / 2**20, 1),
+                "speedup": _ratio(seconds[:, each.plain], taken),
+                "over_eager": _ratio(seconds[:, eager[0]], taken) if eager else None,
+                "ideal_speedup": round(1 / each.variant.compute, 3),
+                "peak_memory_mb": None if peak is None else round(peak / 2**20, 1),
             }
         )
     return figures
+
+
+def _ratio(slow: np.ndarray, fast: np.ndarray) -> float:
+    """Return the median of the rounds' ratios."""
+    return round(float(np.median(slow / fast)), 3)

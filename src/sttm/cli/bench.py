@@ -20,7 +20,8 @@ def bench(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Clips at once.", show_default="1; 8 with --pipeline")
     ] = None,
-    dtype: Annotated[str, typer.Option(metavar="T,U", help="fp32, bf16, or both.")] = "fp32",
+    dtype: Annotated[str, typer.Option(metavar="T,U", help="fp32, bf16, int8.")] = "fp32",
+    engine: Annotated[str, typer.Option(metavar="E,F", help="eager, compile, onnx, openvino.")] = "eager",
     rounds: Annotated[int, typer.Option(min=1, help="Times that each model is timed, in turn.")] = 10,
     device: Device = "auto",
     pipeline: Annotated[bool, typer.Option("--pipeline", help="Time reading, the model as it is, and eval.")] = False,
@@ -47,8 +48,8 @@ def bench(
 
         with progress("forwards") as advance:
             result = speed.run(
-                timed, names(methods), computes, batch=batch or 1, dtypes=names(dtype), rounds=rounds, device=device,
-                advance=advance,
+                timed, names(methods), computes, batch=batch or 1, dtypes=names(dtype), engines=names(engine),
+                rounds=rounds, device=device, advance=advance,
             )  # fmt: skip
     title = f"{'Pipeline' if pipeline else 'Bench'} on {result['machine']}"
     print_rows(title, result["rows"], as_json=result if as_json else None)

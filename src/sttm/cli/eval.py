@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sttm.cli.app import app
-from sttm.cli.options import Compute, Isolate, Json, Method, Sets, bring, read_merging
+from sttm.cli.options import Compute, EngineName, Isolate, Json, Method, Sets, bring, read_merging
 from sttm.cli.printing import cell, complain, complain_of_path, detail, note, print_rows, warn
 from sttm.cli.progress import progress
 
@@ -39,7 +39,8 @@ def evaluate(
     views: Annotated[str | None, typer.Option(metavar="TxS", help="Temporal x spatial.", show_default="1x1")] = None,
     average: Annotated[Literal["probabilities", "logits"] | None, typer.Option(help="What views average.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Views at once.", show_default="8")] = None,
-    dtype: Annotated[Literal["fp32", "bf16"] | None, typer.Option(show_default="fp32")] = None,
+    dtype: Annotated[Literal["fp32", "bf16", "int8"] | None, typer.Option(show_default="fp32")] = None,
+    engine: Annotated[EngineName | None, typer.Option(help="What runs the model.", show_default="eager")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(show_default="auto")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode.", show_default="cores - 1")] = None,
     isolate: Isolate = False,
@@ -55,7 +56,7 @@ def evaluate(
 
     request = Request(
         target, overrides or (), data, root, format, labels, split, compute, method, views, average, batch_size,
-        dtype, device, workers, isolate, out, predictions, report,
+        dtype, engine, device, workers, isolate, out, predictions, report,
     )  # fmt: skip
     raise typer.Exit(_run(request, as_json=as_json))
 
@@ -99,19 +100,21 @@ def _evaluate(
     from sttm import models
     from sttm.config import parse_views
     from sttm.data.datasets.video_set import read_split
-    from sttm.devices import device_of, dtype_of
+    from sttm.devices import device_of
     from sttm.distributed import joined
+    from sttm.engines.choice import check_choice, place
     from sttm.evaluation.evaluate import evaluate, match_classes
     from sttm.evaluation.inference import labels_of
     from sttm.evaluation.request import model_of
     from sttm.patching import api
 
     assert request.views and request.average and request.batch_size and request.device and request.dtype
+    device, engine = device_of(request.device), request.engine or "eager"
+    check_choice(engine, request.dtype, device)
     videos = read_split(data, split)
     model = model_of(request, settings, warn)
     network, preprocess = models.load_with_preprocess(model)
     match_classes(videos, labels_of(network))
-    device = device_of(request.device)
     compute = bring(network.to(device), share, request.method)
     detail(f"{model} on {device} in {request.dtype}, compute {compute:.3f}, {preprocess.sampling}")
     compared = [(network, model)]
@@ -122,14 +125,16 @@ def _evaluate(
         each, evaluations = -(-len(videos.videos) // world), []
         with progress("videos", len(compared) * each) as advance:
             for one, _ in compared:
+                runner = place(engine, one, request.dtype, batch=request.batch_size, note=note)
                 evaluations += [evaluate(
-                    one, videos, preprocess, views=parse_views(request.views), average=request.average,
-                    batch_size=request.batch_size, dtype=dtype_of(request.dtype), workers=request.workers,
+                    runner, videos, preprocess, views=parse_views(request.views), average=request.average,
+                    batch_size=request.batch_size, workers=request.workers,
                     isolate=request.isolate, rank=rank, world=world, advance=advance,
                 )]  # fmt: skip
     facts: dict[str, Any] = {"model": model, "data": str(getattr(data, split).list)}
     facts["split"] = request.split if request.data else split
     facts |= {"compute": compute, "views": request.views, "average": request.average}
+    facts |= {"engine": getattr(runner, "name", engine), "dtype": request.dtype}
     page = ""
     if request.report is not None and rank == 0:
         from sttm.visual.pages import evaluation as pages

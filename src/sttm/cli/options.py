@@ -23,6 +23,9 @@ Format = Annotated[str, typer.Option(help="Annotation format of a list.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips that go through the model at once.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is a CUDA device.")]
 Dtype = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is by autocast.")]
+EngineDtype = Annotated[Literal["fp32", "bf16", "int8"], typer.Option(help="int8: engines onnx and openvino.")]
+EngineName = Literal["eager", "compile", "onnx", "openvino", "auto"]
+Engine = Annotated[EngineName, typer.Option(help="What runs the model; auto measures which is fastest.")]
 Isolate = Annotated[
     bool, typer.Option("--isolate", help="Read videos in processes of their own, 60 s and 4 GiB each at most.")
 ]

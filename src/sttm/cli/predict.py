@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from sttm.cli.app import app
-from sttm.cli.options import Batch, Compute, Device, Dtype, Isolate, Json, Method, Model, bring, read_merging
+from sttm.cli.options import (
+    Batch,
+    Compute,
+    Device,
+    Engine,
+    EngineDtype,
+    Isolate,
+    Json,
+    Method,
+    Model,
+    bring,
+    read_merging,
+)
 from sttm.cli.printing import complain, complain_of_path, detail, note, printable, warn
 from sttm.cli.progress import progress
 
@@ -26,7 +38,8 @@ def predict(
     views: Annotated[str, typer.Option(metavar="TxS", help="Temporal views x spatial crops to average over.")] = "1x1",
     batch_size: Batch = 8,
     device: Device = "auto",
-    dtype: Dtype = "fp32",
+    dtype: EngineDtype = "fp32",
+    engine: Engine = "eager",
     isolate: Isolate = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write .jsonl, .csv or .parquet, whole or not at all.")
@@ -43,22 +56,24 @@ def predict(
 
     with nullcontext() if output is None else writing(output, top_k) as write:
         from sttm import models
-        from sttm.devices import device_of, dtype_of
+        from sttm.devices import device_of
+        from sttm.engines.choice import check_choice, place
         from sttm.evaluation.inference import labels_of
         from sttm.evaluation.predict import bundled_notice, find_videos, predict_files
 
+        where = device_of(device)
+        check_choice(engine, dtype, where)
         network, preprocess = models.load_with_preprocess(model or models.DEFAULT)
         notice = None if model else bundled_notice(labels_of(network))
-        spent = bring(network.to(device_of(device)), share, method)
+        spent = bring(network.to(where), share, method)
+        network = place(engine, network, dtype, batch=batch_size, note=note)
         if notice is not None:
             warn(notice)
-        detail(
-            f"{model or models.DEFAULT} on {device_of(device)} in {dtype}, compute {spent:.3f}, {preprocess.sampling}"
-        )
+        detail(f"{model or models.DEFAULT} on {where} in {dtype}, compute {spent:.3f}, {preprocess.sampling}")
         files = find_videos(clips, note=lambda sentence: warn(printable(sentence)))
         records = predict_files(
             files, network, preprocess, top_k=top_k, views=temporal_and_spatial, batch_size=batch_size, compute=spent,
-            dtype=dtype_of(dtype), notice=notice, isolate=isolate,
+            notice=notice, isolate=isolate,
         )  # fmt: skip
         failed = _report(records, len(files), as_json=as_json, write=write)
     if output is not None:

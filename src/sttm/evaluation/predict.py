@@ -18,7 +18,8 @@ from sttm.data.isolated import isolated
 from sttm.data.loader import read_ahead
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.video import VIDEO_SUFFIXES, Video, skipped_files
-from sttm.devices import device_of, dtype_of
+from sttm.devices import device_of
+from sttm.engines.choice import check_choice, place
 from sttm.evaluation.inference import Classified, classify, labels_of
 
 #: Threads that decode; few decoded clips wait for the model, so a long list needs no more memory.
@@ -36,6 +37,7 @@ def predict(
     views: tuple[int, int] = (1, 1),
     batch_size: int = 8,
     dtype: str = "fp32",
+    engine: str = "eager",
     device: str = "auto",
     isolate: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -55,22 +57,25 @@ def predict(
         top_k: labels of each record.
         views: temporal views and spatial crops of each video, over which the scores are averaged.
         batch_size: clips that go through the model at once; every view is a clip.
-        dtype: "fp32", or "bf16" by autocast.
+        dtype: "fp32", "bf16" or "int8", as far as the engine has it.
+        engine: what runs the model: "eager", "compile", "onnx", "openvino", or "auto", which measures what is fastest.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is a CUDA device.
         isolate: read the files in processes of their own, within limits of time and memory; see `sttm.data.isolated`.
 
     Raises:
-        SttmError: for a model, compute, dtype or device that cannot be. A file that cannot be read is a record.
+        SttmError: for a model, compute, dtype, engine or device that cannot be. A file that cannot be read is a record.
     """
-    where, kind = device_of(device), dtype_of(dtype)
+    where = device_of(device)
+    check_choice(engine, dtype, where)
     network, preprocess = models.load_with_preprocess(models.DEFAULT if model is None else model)
     notice = bundled_notice(labels_of(network)) if model is None else None
     if notice is not None:
         warnings.warn(notice, stacklevel=2)
     plan = models.bring_to_compute(network.to(where), compute, method)
+    network = place(engine, network, dtype, batch=batch_size, note=warnings.warn)
     names = [paths] if isinstance(paths, str | PathLike) else paths
     files, spent = find_videos(fspath(name) for name in names), 1.0 if plan is None else plan.compute
-    options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size, "dtype": kind}
+    options: dict[str, Any] = {"top_k": top_k, "views": views, "batch_size": batch_size}
     options["isolate"] = isolate
     return predict_files(files, network, preprocess, compute=spent, notice=notice, **options)
 

@@ -38,6 +38,7 @@ class Request:
     average: Average | None
     batch_size: int | None
     dtype: str | None
+    engine: str | None
     device: str | None
     workers: int | None
     isolate: bool

@@ -30,7 +30,7 @@ from sttm.visual.pictures import Drawing, merge_picture, restore
 #: Synthetic clips with pictures on the page; their frames side by side, few enough for a phone, and how wide each is.
 PICTURES, COLUMNS, CELL = 6, 4, 168
 #: The real videos: test clips of the words models, each named after its word.
-EXAMPLES = Path(models.__file__).parent / "bundled" / "examples"
+EXAMPLES = models.EXAMPLES
 #: The plain and the merged model of the real videos.
 WORDS = ("sttm-words-plain", "sttm-words")
 ATTRIBUTION = "Cooke, Barker, Cunningham, Shao, 2006; CC BY 4.0; cut to single words and to the mouth region"
