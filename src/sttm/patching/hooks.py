@@ -39,11 +39,11 @@ class OpenForward:
         if self.is_base and local.states and local.states[-1].key is self.key and not local.states[-1].entered:
             local.states[-1].entered = True  # the model opened it
             return
-        self.backbone.check_call(module, args, kwargs, self.restored)
         pixels = args[0] if args else kwargs.get(getattr(module, "main_input_name", ""))
         pixels = pixels if isinstance(pixels, Tensor) else None
         if pixels is not None:
             self._check(module, pixels)
+        self.backbone.check_call(module, args, kwargs, self.restored)
         maps = [maps for key, maps in local.traces if key is self.key]
         state = MergeState(self.key, module, maps=maps, entered=self.is_base, pixels=pixels, steps=len(local.steps))
         local.states.append(state)
