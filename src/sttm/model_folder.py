@@ -125,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = read_json(folder / INDEX).get("weight_map")
     names = sorted({str(name) for name in index.values()}) if isinstance(index, dict) else []
-    wrong = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    wrong = [n for n in names if Path(n).name != n or len(n.encode()) > 255 or not (folder / n).is_file()]
     if wrong or not names:
         raise SttmError(f"{folder / INDEX} names {shown(wrong[0]) if wrong else 'no file'}, not in the folder; {AGAIN}")
     return [folder / name for name in names]

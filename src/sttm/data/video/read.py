@@ -8,15 +8,17 @@ K pictures made of each frame.
 
 from dataclasses import dataclass, replace
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from sttm.data.video.cache import VideoCache
 from sttm.data.video.container import FileLike, duration_seconds, no_frames, open_stream
-from sttm.data.video.decode import FrameReader, Prepare, decode, orientation
+from sttm.data.video.decode import DecodedFrames, FrameReader, Prepare, decode, orientation
 from sttm.data.video.sampling import Sampling, sample_indices
 from sttm.data.video.timeline import Timeline, display_times, read_timeline
+from sttm.errors import SttmError
 
 __all__ = ["Clip", "Sampling", "VideoInfo", "probe", "read"]
 
@@ -109,7 +111,7 @@ def read(
     while True:
         indices_VT = sample_indices(timeline.times, sampling, rng)
         wanted = sorted({i for indices_T in indices_VT for i in indices_T})
-        decoded = cached.select(timeline, wanted, prepare) if cached else decode(file, timeline, wanted, prepare)
+        decoded = cached.select(timeline, wanted, prepare) if cached else _decode(file, timeline, wanted, prepare)
         errors = max(errors, decoded.errors)
         if len(decoded.pictures_KCHW) == len(wanted):
             break
@@ -121,6 +123,15 @@ def read(
         for indices_T in indices_VT
         for frames_TCHW in stack([decoded.pictures_KCHW[i] for i in indices_T])
     ]
+
+
+def _decode(file: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepare | None) -> DecodedFrames:
+    """Decode as `decode` does; raise SttmError for a frame that decodes but cannot be made a picture."""
+    try:
+        return decode(file, timeline, wanted, prepare)
+    except av.FFmpegError as error:
+        what = f"{file} has a frame that cannot be converted ({error.strerror})"
+        raise SttmError(f"{what}; make or download it again") from None
 
 
 def stack(pictures_TKCHW: list[Tensor]) -> list[Tensor]:
