@@ -29,7 +29,7 @@ def test_bench_hands_its_options_on(sttm, monkeypatch):
 
 def test_bench_hands_the_options_of_pipeline_on(sttm, monkeypatch, tmp_path):
     def run(names, **options):
-        assert names == [DEFAULT]
+        assert names == [DEFAULT] and callable(options.pop("advance"))
         assert options == {"data": tmp_path, "batch_size": 8, "rounds": 2, "device": "cpu"}
         return {"machine": "two cores", "rows": [{"model": "m", "ratio": {"p10": 0.8, "p50": 0.9, "p90": 1.0}}]}
 

@@ -135,7 +135,8 @@ def test_memory_does_not_grow_with_the_source(ten_seconds: Path, monkeypatch: py
     for window in read_windows(ten_seconds, sliding(window=8, stride=8, fps=16, late=late), crop, lambda text: None):
         time.sleep(0.02)
         count += 1 + window.skipped
-    assert count == 20 and most[0] <= 3 * 8 + 1  # the ring, the window that waits, the one in use
+    # The ring, the window in use, the one that waits, and the one that it replaces.
+    assert count == 20 and most[0] <= 4 * 8 + 1
 
 
 def test_a_late_model_skips_windows_or_has_the_source_wait(ten_seconds: Path) -> None:
