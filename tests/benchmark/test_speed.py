@@ -76,8 +76,8 @@ def test_engines_are_timed_in_one_turn(plain, monkeypatch):
 
     monkeypatch.setattr(bench, "make_engine", make)
     monkeypatch.setattr(bench, "in_turn", scripted)
-    pairs = {"dtypes": ["fp32", "int8"], "engines": ["eager", "openvino"]}
-    rows = bench.run([plain], ["sttm"], [0.5], rounds=1, **pairs)["rows"]
+    dtypes, engines = ["fp32", "int8"], ["eager", "openvino"]
+    rows = bench.run([plain], ["sttm"], [0.5], rounds=1, dtypes=dtypes, engines=engines)["rows"]
     modes = [(row["mode"], row["dtype"], row["method"]) for row in rows]
     assert modes[::2] == [("eager", "fp32", "plain"), ("openvino", "fp32", "plain"), ("openvino", "int8", "plain")]
     assert [row["speedup"] for row in rows] == [1, 2, 1, 2, 1, 2]

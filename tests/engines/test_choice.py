@@ -48,7 +48,7 @@ def test_the_fastest_is_chosen_and_remembered(made: list[str], tmp_path: Path) -
     sttm.apply(model, compute=0.6)
     for options in ({"batch": 3}, {"batch": 2, "dtype": "bf16"}, {"batch": 2}):
         made.clear()
-        choice.place("auto", model, **options)  # type: ignore[arg-type]
+        choice.place("auto", model, **options)
         assert len(made) > 1
     assert len(list((tmp_path / "cache" / "engines").glob("*.json"))) == 4
 
