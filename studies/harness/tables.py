@@ -52,7 +52,8 @@ class Group:
 
     @property
     def shown(self) -> str:
-        return f"{100 * self.top1:.1f} ± {100 * self.deviation:.1f}"
+        spread = f" ± {100 * self.deviation:.1f}" if len(self.rows) > 1 else ""
+        return f"{100 * self.top1:.1f}{spread}"
 
 
 def groups(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], Group]:
@@ -73,7 +74,8 @@ class Difference:
     @property
     def shown(self) -> str:
         points = [100 * value for value in self.by_seed]
-        return f"{mean(points):+.1f} ({min(points):+.1f} to {max(points):+.1f}), p {_p(self.p)}"
+        ends = f" ({min(points):+.1f} to {max(points):+.1f})" if len(points) > 1 else ""
+        return f"{mean(points):+.1f}{ends}, p {_p(self.p)}"
 
 
 def difference(one: Group, other: Group) -> Difference | None:
@@ -167,13 +169,14 @@ def plot_curves(path: Path, rows: Sequence[Row]) -> None:
     by_dataset = groups([row for row in rows if row.get("curve")], "dataset")
     if not by_dataset:
         return
-    figure, axes = _panels(len(by_dataset))
+    (figure, axes), colours = _panels(len(by_dataset)), {}
     for axis, ((dataset,), mine) in zip(axes[0], by_dataset.items(), strict=True):
         lines = groups(mine.rows, "method", "variant", "compute", "optimizer", "epochs")
         for (method, variant, compute, optimizer, _), group in lines.items():
             curve = np.mean([row["curve"] for row in group.rows], axis=0)
             label = " ".join(part for part in (method, variant, f"{compute:g}", optimizer) if part)
-            axis.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label)
+            colour = colours.setdefault(label, f"C{len(colours) % 10}")
+            axis.plot(np.arange(1, len(curve) + 1), 100 * curve, color=colour, label=label)
         axis.set(title=dataset, xlabel="epoch", ylabel="validation top-1 (%)")
     _finish(path, figure, axes)
 
@@ -181,13 +184,15 @@ def plot_curves(path: Path, rows: Sequence[Row]) -> None:
 def plot_training(path: Path, rows: Sequence[Row]) -> None:
     """Plot test top-1 over the multiply-adds of the whole training, a point for each length of training."""
     by_dataset = groups([row for row in rows if not row["variant"]], "dataset", "optimizer")
-    figure, axes = _panels(len(by_dataset))
+    (figure, axes), colours = _panels(len(by_dataset)), {}
     for axis, ((dataset, optimizer), mine) in zip(axes[0], by_dataset.items(), strict=True):
         for (method, compute), line in groups(mine.rows, "method", "compute").items():
             lengths = sorted(groups(line.rows, "epochs").values(), key=lambda group: training_macs(group.rows[0]))
             x = [training_macs(group.rows[0]) / 1e12 for group in lengths]
             y = [100 * group.top1 for group in lengths]
-            axis.plot(x, y, marker="o", label=f"{method} {compute:g}", linewidth=2.5 if method == "sttm" else 1.2)
+            label, width = f"{method} {compute:g}", 2.5 if method == "sttm" else 1.2
+            colour = colours.setdefault(label, f"C{len(colours) % 10}")
+            axis.plot(x, y, marker="o", color=colour, label=label, linewidth=width)
         title = f"{dataset}, {optimizer}"
         axis.set(title=title, xscale="log", xlabel="multiply-adds of the training (T)", ylabel="top-1 (%)")
     _finish(path, figure, axes)
@@ -208,12 +213,17 @@ def _panels(count: int) -> tuple[Any, Any]:
 
 
 def _finish(path: Path, figure: Any, axes: Any) -> None:
-    """Add grids and a legend, save the figure and close it."""
+    """Add grids and one legend for all panels, save the figure and close it."""
     from matplotlib import pyplot
 
+    entries: dict[str, Any] = {}
     for axis in axes[0]:
         axis.grid(alpha=0.25)
-    if axes[0][-1].get_legend_handles_labels()[0]:
-        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        axes[0][-1].legend(
+            entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+        )
     figure.savefig(path, dpi=140, bbox_inches="tight")
     pyplot.close(figure)
