@@ -1,13 +1,14 @@
 # Each target makes .venv first, and again whenever pyproject.toml or constraints.txt has changed.
 #   make demo    the whole story in one run, offline: a table, and report.html
-#   make test    every test                      make check   what a commit must pass
+#   make test    the tests, in under 15 minutes  make check   what a commit must pass
+#   make test-extended   those that take long: every family on every engine, kills, compilers, two nodes
 #   make bench   plain and merged, timed in turn   make docs    the site, in site/
 #   make fuzz    mutated clips, lists, configs, models, checkpoints and shards: CASES=500 SEED=0
 #   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench docs fuzz test-install
+.PHONY: demo test test-extended check bench docs fuzz test-install
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -17,14 +18,17 @@ demo: $(READY)
 
 # Two workers of one thread each: the suite is many small models, where threads only get in each other's way.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not extended"
+
+test-extended: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m extended
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_imports.py -q
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not extended"
 
 bench: $(READY)
 	$(BIN)/sttm bench

@@ -26,4 +26,4 @@ def test_every_family_says_what_it_supports(sttm):
         assert type(model).__name__ in row["classes"]
     assert [name for name, row in families.items() if row["rotary"]] == ["vjepa2", "dinov3"]
     assert [name for name, row in families.items() if row["divided"]] == ["timesformer"]
-    assert [name for name, row in families.items() if row["restores"]] == ["videoprism", "xclip"]
+    assert [name for name, row in families.items() if row["restores"]] == ["videoprism", "xclip", "timm-vit"]

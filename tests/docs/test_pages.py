@@ -189,7 +189,7 @@ def test_batch_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_export_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
     """The script runs where neither torch nor sttm can be imported, and says what `sttm predict` says."""
     (commands,), (code,) = blocks("docs/export.md", "sh"), blocks("docs/export.md", "python")
-    made = make(tmp_path / "made", SynthSettings("motion", 4, frames=20, size=64), workers=1)
+    made = make(tmp_path / "made", SynthSettings("motion", 18, frames=20, size=64), workers=1)
     videos = [str(path) for path in sorted((made / "videos").glob("*.mp4"))]
     monkeypatch.chdir(tmp_path)
     typed(commands.splitlines()[0])

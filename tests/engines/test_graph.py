@@ -20,7 +20,7 @@ from tests.helpers import FAMILIES, lively, logits, pixels, stir
 ONE_EACH = [name for name in FAMILIES if name in ("videomae", "vivit", "timesformer-divided", "vjepa2", "vit")]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("family", ONE_EACH)
 def test_merged_models_of_every_family_on_both_engines(family: str, learned: bool, tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_traces_as_one_graph(model: Any, learned: bool) -> None:
     torch.testing.assert_close(compiled_logits(model, "aot_eager"), eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("family", ["videomae", "vjepa2"])
 def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:

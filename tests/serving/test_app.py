@@ -52,6 +52,7 @@ def opened(browser, served) -> Iterator[Callable[[int], object]]:
         page.goto(served[0])
         for part in ("#video button", "#compute input[type=range]", "#classify"):
             page.wait_for_selector(part)
+        page.wait_for_load_state("networkidle")  # before its scripts have run, a key does nothing
         pages.append(page)
         return page
 

@@ -9,7 +9,7 @@ import pytest
 from studies import kills
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(1200)
 def test_two_kills_lose_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra batch brings ray")

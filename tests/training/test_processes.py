@@ -82,7 +82,7 @@ def test_two_processes(config: Path, alone: Path, tmp_path: Path) -> None:
     assert out.count("top-1 on validation") == 2  # only the first process prints
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_with_muon(config: Path, tmp_path: Path) -> None:
     """Both have the same gradients, momentum and losses.
 
@@ -102,7 +102,7 @@ def test_two_processes_with_muon(config: Path, tmp_path: Path) -> None:
     assert_same_figures(tmp_path / "run", tmp_path / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_nodes(config: Path, alone: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -475,7 +475,7 @@ def test_accumulated_micro_batches_are_one_batch(config: Path, tmp_path: Path) -
         assert in_parts == pytest.approx(at_once, rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_compiled_training_learns_the_same(config: Path, tmp_path: Path) -> None:
     same = ["optimizer.steps=2", "data.validation=null", "model.drop_path=0", "run.log_every=1"]
     losses: list[list[float]] = []

@@ -25,7 +25,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model as an ONNX or OpenVINO file, kept only if it gives the model's answers."""
+    """Write a model as an ONNX or OpenVINO file.
+
+    The file is kept only if it gives the model's answers."""
     share = read_merging(compute, method)
 
     from sttm.engines import export as exporting

@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -67,6 +69,7 @@ def running(address: str | None, memory_gib: float) -> Iterator[Any]:
         _temp_dir=place,
     )  # fmt: skip
     options: dict[str, Any] = {"address": address} if address else local
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         # Ray prints on stdout that an actor has died; nothing of ours is printed meanwhile.
         with _stderr_of_c_to(Path(place) / "stderr.log"), redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -86,6 +89,8 @@ def running(address: str | None, memory_gib: float) -> Iterator[Any]:
         ) from error
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():  # Ray has put in one of its own
+            signal.signal(signal.SIGTERM, handler)
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -34,11 +34,11 @@ class Decode:
     """Read the videos of a group; an actor of the pool that decodes."""
 
     def __init__(self, folder: str, settings: Settings, seconds: float, gib: float) -> None:
-
         self.settings, self.inputs = settings, Inputs(Path(folder), settings.part)
         self.views = parse_views(settings.views)
         self.preprocess = Preprocess.from_folder(models.resolve(settings.model))
-        self.read = ExitStack().enter_context(isolated(1, Limits(seconds, gib)))  # it ends with this process
+        self.reading = ExitStack()  # kept, or the process that reads would end at once; it ends with this one
+        self.read = self.reading.enter_context(isolated(1, Limits(seconds, gib)))
 
     def __call__(self, row: Row) -> Row:
         """Return the samples of a group, their pixels as uint8."""
@@ -52,7 +52,6 @@ class Answer:
     """Bring a model to its compute, and make the rows of a group; an actor of the pool that answers."""
 
     def __init__(self, settings: Settings, threads: int | None) -> None:
-
         if threads is not None:
             torch.set_num_threads(threads)
         self.settings, self.views = settings, parse_views(settings.views)

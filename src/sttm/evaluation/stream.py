@@ -58,7 +58,7 @@ def stream(
     Args:
         source: a path, a URL (rtsp, udp, http, ...), "-" for standard input, a camera such as "0", or an open binary
             file.
-        model, compute, method, top_k, dtype, device: as in `sttm.predict`.
+        model: as in `sttm.predict`, like `compute`, `method`, `top_k`, `dtype` and `device`.
         window: sampled frames that a window spans; the model's own number if left out. Of more, it takes as many as it
             needs, evenly spread.
         stride: sampled frames from one window to the next; half a window if left out.

@@ -3,6 +3,7 @@
 Legend: K pictures made of a frame, C = 3 colours (red, green, blue), H height, W width.
 """
 
+import gc
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ Prepare = Callable[[Tensor], Tensor]
 """Turns a frame, uint8 CHW, into the pictures KCHW to keep of it, such as its crops."""
 
 _BLOCK = 256  # rows that are drawn over white at once
+#: A frame and its side data refer to each other in PyAV: frames of more pixels (50 MB and more) are collected at once.
+LARGE = 2**24
 
 
 @dataclass
@@ -34,6 +37,8 @@ class DecodedFrames:
     errors: int = 0
     """Damaged packets that could not be decoded."""
     warnings: tuple[str, ...] = ()
+    pixels: int = 0
+    """Of a frame as it is stored."""
 
 
 class FrameReader:
@@ -68,7 +73,15 @@ def decode(path: FileLike, timeline: Timeline, wanted: list[int], prepare: Prepa
     """
     prepare = prepare or _whole
     decoded = _decode_by_seeking(path, timeline, wanted, prepare)
-    return decoded or decode_in_order(path, timeline, wanted, prepare)
+    decoded = decoded or decode_in_order(path, timeline, wanted, prepare)
+    if decoded.pixels > LARGE:
+        gc.collect()
+    return decoded
+
+
+def pixels_of(stream: Any) -> int:
+    """Return the pixels of a frame as it is stored."""
+    return int(stream.codec_context.width * stream.codec_context.height)
 
 
 def orientation(frame: Any) -> tuple[int, bool]:
@@ -106,7 +119,7 @@ def decode_in_order(path: FileLike, timeline: Timeline, wanted: list[int], prepa
                     break
         if not decoded.stamps:
             raise no_frames(path, stream)
-        decoded.errors, decoded.warnings = frames.errors, convert.warnings
+        decoded.errors, decoded.warnings, decoded.pixels = frames.errors, convert.warnings, pixels_of(stream)
         return decoded
 
 
@@ -135,7 +148,7 @@ def _decode_by_seeking(
                     break
             if group or frames.errors:  # the seek missed its frame, or the file is damaged there
                 return None
-        decoded.warnings = convert.warnings
+        decoded.warnings, decoded.pixels = convert.warnings, pixels_of(stream)
         return decoded
 
 
