@@ -65,6 +65,7 @@ def run(folder: Path, kills: int, videos: int, seed: int, targets: list[str]) ->
     began = time.monotonic()
     assert _command(source, folder / "whole").wait() == 1, "the undisturbed run did not end with its two bad files"
     whole, seconds = _rows(folder / "whole"), time.monotonic() - began
+    assert sum(row["error"] is not None for row in whole) == 2, "rows of good videos have errors"
     killed: Counter[str] = Counter()
     counts: Counter[str] = Counter(rows_expected=0)
     while killed.total() < kills:
