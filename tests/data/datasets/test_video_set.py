@@ -204,8 +204,8 @@ def test_no_path_of_a_list_leaves_a_root_that_is_set(path: str, tmp_path: Path):
 
 
 def test_a_path_below_the_root_may_be_written_in_any_way(tmp_path: Path):
-    make_csv_set(tmp_path / "root", {"test": 2})
-    paths = [str(path) for path in sorted((tmp_path / "root").rglob("*.mp4"))]
-    inside = [f"../root/{Path(paths[0]).relative_to(tmp_path / 'root')}", paths[1]]
+    make_csv_set(tmp_path / "clips", {"test": 2})
+    paths = [str(path) for path in sorted((tmp_path / "clips").rglob("*.mp4"))]
+    inside = [f"../clips/{Path(paths[0]).relative_to(tmp_path / 'clips')}", paths[1]]
     listed = write_lines(tmp_path / "list.csv", "path,label", *(f"{path},a" for path in inside))
-    assert len(read_split(data_settings(test={"list": listed, "root": tmp_path / "root"}), "test").videos) == 2
+    assert len(read_split(data_settings(test={"list": listed, "root": tmp_path / "clips"}), "test").videos) == 2
