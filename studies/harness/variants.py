@@ -12,7 +12,7 @@ import sttm
 from sttm.backbones import backbone_of
 from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
-from sttm.merging.motion import PLACE_UNIT, STEP_UNIT, Motion
+from sttm.merging.motion import DOUBT, Motion, motion_input
 from sttm.merging.ops import linear, standardised, take
 from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
@@ -25,45 +25,30 @@ NEEDS_TRAINING = ("sttm", "patchmerger", "tokenlearner")
 
 
 class UncertainMotion(Motion):
-    """Weigh every place on a path alike, however uncertain it is."""
-
-    def follow(self, *given: Any) -> tuple[Tensor, Tensor]:
-        path_BWOT2, certainty_BWOT1 = super().follow(*given)
-        return path_BWOT2, torch.ones_like(certainty_BWOT1)
-
-
-class AlikeMotion(Motion):
-    """Trust a point of a path also by how much what was found there is like the object, and bound all inputs together.
-
-    Where a still ground is noise alone, an object of it finds some token that resembles it by chance: nothing is
-    spread, but the cosine is low.
-    """
+    """Weigh every point of a path alike, however uncertain it is."""
 
     def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
-        cosine_BTR = (likeness_BTRS * alike_BTRS).sum(-1) * self.log_tau.exp()
-        cosine_BWOT1 = cosine_BTR.transpose(1, 2).reshape(variance_BWOT1.shape)
-        return super().certainty(variance_BWOT1, alike_BTRS, likeness_BTRS) * cosine_BWOT1.clamp(min=0).square()
+        return torch.ones_like(variance_BWOT1)
+
+
+class SpreadMotion(Motion):
+    """Weigh the points of a path by the spread of the likeness alone, before steps are taken and compressed."""
+
+    def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
+        return DOUBT / (DOUBT + variance_BWOT1)
 
     def inputs(self, path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) -> Tensor:
-        # Weighted behind asinh: before it, as steps are counted in small units, a weight hardly counts.
-        both_BWOT1 = certainty_BWOT1[..., 1:, :] * certainty_BWOT1[..., :-1, :]
-        mean_BWO1 = certainty_BWOT1.mean(-2)
-        place_BWO2 = (path_BWOT2 * certainty_BWOT1).mean(-2) / mean_BWO1.clamp(min=1e-6)
-        place_BWO2 = (place_BWO2 / PLACE_UNIT).asinh() * mean_BWO1
-        step_BWOK = ((path_BWOT2.diff(dim=-2) / STEP_UNIT).asinh() * both_BWOT1).flatten(-2)
-        size_BWO1 = (size_BWO / size_BWO.mean((1, 2), keepdim=True)).log()[..., None]
-        motion_BWOK = torch.cat((place_BWO2, step_BWOK, size_BWO1), dim=-1)
-        return motion_BWOK * (1 + motion_BWOK.square().mean(-1, keepdim=True)).rsqrt()
+        return motion_input(path_BWOT2 * certainty_BWOT1, torch.ones_like(certainty_BWOT1), size_BWO)
 
 
-class AlikePaths(TokenMerger):
-    """Trust a point of a path also by how much what was found there is like the object."""
+class SpreadOnly(TokenMerger):
+    """Weigh the points of a path by the spread of the likeness alone."""
 
-    motion_type = AlikeMotion
+    motion_type = SpreadMotion
 
 
 class WithoutConfidence(TokenMerger):
-    """Weigh every place on a path alike, however uncertain it is."""
+    """Weigh every point of a path alike, however uncertain it is."""
 
     motion_type = UncertainMotion
 
@@ -170,7 +155,7 @@ class WithoutSizeWeights(TokenMerger):
 #: Variants that are a merger of their own; below, those that are arguments of sttm.apply.
 MERGERS: dict[str, type[TokenMerger]] = {
     "no-path-confidence": WithoutConfidence,
-    "alike-paths": AlikePaths,
+    "spread-only": SpreadOnly,
     "selection-only": SelectionOnly,
     "soft": Soft,
     "residual": Residual,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sttm.merging.merger import TokenMerger
-from sttm.merging.motion import motion_input
+from sttm.merging.motion import Motion, motion_input
+from sttm.merging.reducer import Reduced
 from sttm.merging.tokens import Tokens
 from tests.merging.helpers import cell
 
@@ -88,7 +89,7 @@ def naive(module: TokenMerger, given_: Tokens) -> tuple[Tensor, Tensor, Tensor, 
                 sizes[b, f, k] = mass
                 if module.learned:
                     path = naive_path(weights, features, features[metas[k]], position[b], places[b, f, k])
-                    felt = naive_motion([sure * point for point, sure in path], mass, size[b].sum() / (F * M))
+                    felt = naive_motion(path, mass, size[b].sum() / (F * M))
                     slots[b, f, k] += weights["motion.map.weight"] @ felt + weights["motion.map.bias"]
     return slots, sizes, places, assignment
 
@@ -99,17 +100,25 @@ def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tens
     for t in range(T):
         alike = [unit(weights["motion.similarity.weight"] @ features[t, s]) @ key for s in range(H * W)]
         likeness = (torch.stack(alike) / math.exp(weights["motion.log_tau"])).softmax(0)
+        cosine = max(0.0, sum(float(a * c) for a, c in zip(likeness, alike, strict=True)))
         there = sum(a * position[t, s, 1:] for s, a in enumerate(likeness))
         variance = sum(float(a * (position[t, s, 1:] - there).square().sum()) for s, a in enumerate(likeness))
-        path.append((there - centroid[1:], 0.1 / (0.1 + variance)))
+        path.append((there - centroid[1:], 0.1 / (0.1 + variance) * cosine**2))
     return path
 
 
-def naive_motion(path: list[Tensor], mass: Tensor, mean_mass: Tensor) -> Tensor:
+def naive_motion(path: list[tuple[Tensor, float]], mass: Tensor, mean_mass: Tensor) -> Tensor:
     """The mean point in units of 1/16 and the steps in 1/128 of half a picture, compressed; the log relative size."""
-    steps = [128 * (there - here) for here, there in itertools.pairwise(path)]
-    moved = torch.cat([16 * torch.stack(path).mean(0), *steps])
-    return torch.cat([torch.log(moved + torch.sqrt(moved**2 + 1)), (mass / mean_mass).log()[None]])
+    total = sum(sure for _, sure in path)
+    mean = sum(sure * point for point, sure in path) / max(total, 1e-6 * len(path))
+    moved = [compressed(16 * mean) * total / len(path)]
+    for (here, sure), (there, surer) in itertools.pairwise(path):
+        moved.append(compressed(128 * (there - here)) * sure * surer)
+    return torch.cat([*moved, (mass / mean_mass).log()[None]])
+
+
+def compressed(v: Tensor) -> Tensor:
+    return torch.log(v + torch.sqrt(v**2 + 1))
 
 
 def unit(v: Tensor) -> Tensor:
@@ -315,7 +324,8 @@ def test_motion_input_is_the_mean_place_the_steps_and_the_relative_size() -> Non
     still, steady = torch.full((T, 2), 0.25).double(), frames * torch.tensor([0.125, -0.0625]).double()
     path = torch.stack((still, steady)).expand(2, 1, 2, T, 2)
     size = torch.tensor([[[1.0, 3.0]], [[4.0, 4.0]]]).double()
-    motion = motion_input(path, size)
+    sure = torch.ones(2, 1, 2, T, 1).double()
+    motion = motion_input(path, sure, size)
     middle = (T - 1) / 2
     assert motion.shape == (2, 1, 2, 2 * T + 1)
     expected = [
@@ -325,7 +335,34 @@ def test_motion_input_is_the_mean_place_the_steps_and_the_relative_size() -> Non
     torch.testing.assert_close(motion[0, 0], torch.tensor(expected).double())
     assert torch.equal(motion[1, ..., -1], torch.zeros(1, 2).double())
     # No statistics: a clip gives the same in any batch, in training and in testing.
-    assert torch.equal(motion_input(path[:1], size[:1]), motion[:1])
+    assert torch.equal(motion_input(path[:1], sure[:1], size[:1]), motion[:1])
+
+
+def test_motion_input_counts_by_certainty() -> None:
+    """A step counts by both its points, the mean place by all; an object that is found nowhere has no motion."""
+    path = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]).double().expand(1, 1, 1, 4, 2)
+    sure = torch.tensor([1.0, 1.0, 0.0, 0.5]).double().reshape(1, 1, 1, 4, 1)
+    size = torch.ones(1, 1, 1).double()
+    assert torch.equal(motion_input(path, sure, size), torch.zeros(1, 1, 1, 9).double())
+    assert torch.equal(motion_input(path, torch.zeros_like(sure), size), torch.zeros(1, 1, 1, 9).double())
+    half = motion_input(path, torch.full_like(sure, 0.5), size)
+    torch.testing.assert_close(half[..., 2:-1], motion_input(path, torch.ones_like(sure), size)[..., 2:-1] / 4)
+
+
+def test_a_point_on_noise_is_uncertain() -> None:
+    """On a ground of noise some token resembles an object a little in every frame; a target that stays is found."""
+    make, wide, ground = torch.Generator().manual_seed(0), 128, T // F * H * W
+    motion = Motion(wide, T).double()
+    noise = torch.randn(1, F, ground, wide, generator=make).double()
+    target = 2 * torch.randn(wide, generator=make).double()
+    x = torch.where((torch.arange(ground) % (H * W) == 0)[:, None], target, noise)
+    position = torch.rand(1, F, ground, 3, generator=make).double()
+    meta = torch.tensor([0, 1]).expand(1, F, 2)
+    reduced = Reduced(x[:, :, :2], torch.ones(1, F, 2).double(), position[:, :, :2], meta_BWK=meta)
+    _, certainty = motion.follow(x, position, reduced)
+    certainty = certainty.detach()[0, 0, :, T // F :]  # of the first window's two, in the frames of the others
+    assert certainty[0].min() > 4 * certainty[1].max()
+    assert certainty.min() >= 0 and certainty.max() <= 1
 
 
 def test_motion_input_is_well_conditioned() -> None:
@@ -333,10 +370,10 @@ def test_motion_input_is_well_conditioned() -> None:
     make = torch.Generator().manual_seed(0)
     point = torch.randn(64, 1, 16, 1, 2, generator=make).double() / 16
     walk = torch.randn(64, 1, 16, 8, 2, generator=make).double().cumsum(-2) / 128
-    path, size = point + walk, torch.ones(64, 1, 16).double()
+    path, size, sure = point + walk, torch.ones(64, 1, 16).double(), torch.ones(64, 1, 16, 8, 1).double()
 
     def condition(inputs: Tensor) -> float:
         return float(torch.linalg.cond(inputs.flatten(0, 2)) ** 2)
 
     assert condition(path.flatten(-2)) > 500
-    assert condition(motion_input(path, size)[..., :-1]) < 50
+    assert condition(motion_input(path, sure, size)[..., :-1]) < 50

@@ -66,7 +66,7 @@ class Motion(nn.Module):
         """Return the path of each object: in every frame, the centroid of its likeness relative to its own centroid.
 
         Returns:
-            path_BWOT2, and certainty_BWOT1 between 0 and 1, which falls with the variance of the likeness.
+            path_BWOT2, and certainty_BWOT1 from 0 to 1.
         """
         feature_BWLC, meta_BWK, objects = standardised(x_BWLC), reduced.meta_BWK, reduced.x_BWOC.shape[2]
         if meta_BWK is not None and meta_BWK.shape[2] == objects:
@@ -92,12 +92,18 @@ class Motion(nn.Module):
         return mean_BWOT2 - reduced.position_BWO3[..., None, 1:], certainty_BWOT1
 
     def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
-        """Return how certain each point of a path is, from how far the likeness is spread: [B W O T 1]."""
-        return DOUBT / (DOUBT + variance_BWOT1)
+        """Return how certain each point of a path is: [B W O T 1] from 0 to 1.
+
+        A point is uncertain where the likeness is spread over its frame, and where what was found there differs from the
+        object: on a ground of noise some token resembles any object by chance, nothing is spread, but the cosine is low.
+        """
+        cosine_BTR = (likeness_BTRS * alike_BTRS).sum(-1) * self.log_tau.to(alike_BTRS.dtype).exp()
+        cosine_BWOT1 = cosine_BTR.transpose(1, 2).reshape(variance_BWOT1.shape)
+        return DOUBT / (DOUBT + variance_BWOT1) * cosine_BWOT1.clamp(min=0).square()
 
     def inputs(self, path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) -> Tensor:
         """Return the inputs of the map: [B W O K]."""
-        return motion_input(path_BWOT2 * certainty_BWOT1, size_BWO)
+        return motion_input(path_BWOT2, certainty_BWOT1, size_BWO)
 
     def macs(self, tokens: int, objects: int) -> int:
         """Return the multiply-adds of one clip of so many tokens and objects."""
@@ -109,7 +115,7 @@ class Motion(nn.Module):
         return normalize(linear(self.similarity, feature_BWLC).to(feature_BWLC.dtype), dim=-1)
 
 
-def motion_input(path_BWOT2: Tensor, size_BWO: Tensor) -> Tensor:
+def motion_input(path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) -> Tensor:
     """Return the inputs of the motion map: mean place, steps from frame to frame, relative size.
 
     The points of a path are strongly correlated over time: one direction holds most of their energy. AdamW, which
@@ -119,10 +125,16 @@ def motion_input(path_BWOT2: Tensor, size_BWO: Tensor) -> Tensor:
     down all other learning. The units are constants: nothing depends on the batch, on the number of processes, or on
     how often a forward runs.
 
+    A step counts by the certainty of both its points, the mean place by that of all. They are weighted behind asinh:
+    steps of noise are many units large, and before it a weight would hardly make them smaller.
+
     Returns:
         motion_BWOK, K = 2*T + 1: mean place (2), steps (2*(T - 1)), log of the size over the clip's mean size (1).
     """
-    place_BWO2 = (path_BWOT2.mean(-2) / PLACE_UNIT).asinh()
-    step_BWOK = (path_BWOT2.diff(dim=-2).flatten(-2) / STEP_UNIT).asinh()
+    mean_BWO1 = certainty_BWOT1.mean(-2)
+    place_BWO2 = (path_BWOT2 * certainty_BWOT1).mean(-2) / mean_BWO1.clamp(min=1e-6)
+    place_BWO2 = (place_BWO2 / PLACE_UNIT).asinh() * mean_BWO1
+    both_BWOT1 = certainty_BWOT1[..., 1:, :] * certainty_BWOT1[..., :-1, :]
+    step_BWOK = ((path_BWOT2.diff(dim=-2) / STEP_UNIT).asinh() * both_BWOT1).flatten(-2)
     size_BWO1 = (size_BWO / size_BWO.mean((1, 2), keepdim=True)).log()[..., None]
     return torch.cat((place_BWO2, step_BWOK, size_BWO1), dim=-1)
