@@ -110,7 +110,7 @@ def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tens
 def naive_motion(path: list[tuple[Tensor, float]], mass: Tensor, mean_mass: Tensor) -> Tensor:
     """The mean point in units of 1/16 and the steps in 1/128 of half a picture, compressed; the log relative size."""
     total = sum(sure for _, sure in path)
-    mean = sum(sure * point for point, sure in path) / max(total, 1e-6 * len(path))
+    mean = torch.stack([sure * point for point, sure in path]).sum(0) / max(total, 1e-6 * len(path))
     moved = [compressed(16 * mean) * total / len(path)]
     for (here, sure), (there, surer) in itertools.pairwise(path):
         moved.append(compressed(128 * (there - here)) * sure * surer)

@@ -94,8 +94,9 @@ class Motion(nn.Module):
     def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
         """Return how certain each point of a path is: [B W O T 1] from 0 to 1.
 
-        A point is uncertain where the likeness is spread over its frame, and where what was found there differs from the
-        object: on a ground of noise some token resembles any object by chance, nothing is spread, but the cosine is low.
+        A point is uncertain where the likeness is spread over its frame, and where what was found there differs from
+        the object: on a ground of noise some token resembles any object by chance; nothing is spread, but the cosine is
+        low.
         """
         cosine_BTR = (likeness_BTRS * alike_BTRS).sum(-1) * self.log_tau.to(alike_BTRS.dtype).exp()
         cosine_BWOT1 = cosine_BTR.transpose(1, 2).reshape(variance_BWOT1.shape)
