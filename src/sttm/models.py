@@ -158,15 +158,20 @@ def install_saved(model: nn.Module, folder: Path, plan: Plan) -> None:
     _load_mergers(model, folder)
 
 
-def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
-    """Save a model, merged or plain, so that `load` gives it back exactly.
+def save(
+    model: Any, folder: str | Path, weights: dict[str, Tensor] | None = None, *, overwrite_card: bool = False
+) -> Path:
+    """Save a model, merged or plain, so that `load` gives it back exactly, with a model card for the hub (README.md).
 
     Args:
         weights: a state dict to save instead of the model's own, say an average, or one gathered from its shards.
+        overwrite_card: writes the card even where the folder has a README.md that a person wrote or edited.
 
     Raises:
-        SttmError: if the folder cannot be written.
+        SttmError: if the folder cannot be written, or `load` would not know the model.
     """
+    from sttm.backbones import backbone_of
+    from sttm.model_card import write_card
     from sttm.patching import api
     from sttm.patching.saving import PLAN_FILE
 
@@ -175,12 +180,14 @@ def save(model: Any, folder: str | Path, weights: dict[str, Tensor] | None = Non
         raise SttmError(
             f"a {type(model).__name__} is no model of transformers, whose folders sttm.save writes; keep its state_dict"
         )
+    backbone_of(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             model.save_pretrained(folder, state_dict=weights, save_original_format=False)
         if not api.is_merged(model):
             (folder / PLAN_FILE).unlink(missing_ok=True)
+        write_card(model, folder, overwrite=overwrite_card)
     except OSError as error:
         raise SttmError(f"cannot save a model to {folder}: {error.strerror or error}; choose another folder") from error
     return folder
@@ -198,7 +205,7 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
 
 
 def _download(name: str) -> Path:
-    """Return the local copy of a hub model: safetensors and json only."""
+    """Return the local copy of a hub model: safetensors, json and the model card only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -211,7 +218,7 @@ def _download(name: str) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise SttmError(missing)
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SttmError(missing) from error
 

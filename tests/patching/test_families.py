@@ -270,7 +270,7 @@ def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) ->
     sttm.save(model, tmp_path / "merged")
     loaded = sttm.load(tmp_path / "merged")
     assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
-    assert {p.suffix for p in (tmp_path / "merged").iterdir()} <= {".json", ".safetensors"}
+    assert {p.suffix for p in (tmp_path / "merged").iterdir()} <= {".json", ".safetensors", ".md"}
     sttm.remove(loaded)
     sttm.remove(model)
     assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
