@@ -51,6 +51,15 @@ def test_plain_models_are_saved_and_loaded_too(tmp_path: Path) -> None:
     assert torch.equal(sttm.load(tmp_path / "plain")(pixels).logits, model(pixels).logits)
 
 
+def test_labels_are_kept_in_both_directions(tmp_path: Path) -> None:
+    model = small()
+    model.config.id2label, model.config.label2id = {0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2}
+    for folder in ("once", "twice"):
+        model = sttm.load(sttm.save(model, tmp_path / folder))
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
+
+
 def test_nothing_is_printed(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sttm.save(sttm.load(saved), tmp_path / "again")
     assert capfd.readouterr() == ("", "")

@@ -74,9 +74,12 @@ def make_config(kind: object, values: Mapping[str, Any], file: Path, header: Hea
     if header is not None:
         _check_sizes(known, defaults, header, file)
     try:
-        return family(**{key: value for key, value in known.items() if key != "label2id"})
+        config = family(**{key: value for key, value in known.items() if key != "label2id"})
     except Exception as error:  # whatever a config class of transformers raises
         raise SttmError(f"{file}: {first_line(error)[:200]}; {AGAIN}") from error
+    # Of the two, id2label alone says what the outputs mean.
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    return config
 
 
 def _check_code(values: Mapping[str, Any], file: Path) -> None:
