@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 
 import sttm
-from sttm.agreement import distances
 from sttm.backbones import backbone_of
-from sttm.calibration import calibration
+from sttm.calibration import calibration, distances
 from sttm.data.datasets.video_set import read_split
 from sttm.models import load_with_preprocess
 from sttm.patching import api

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sttm.cli.options import Dtype
-from sttm.config.settings import RunSettings
+from sttm.config.sections import RunSettings
 from sttm.devices import DTYPES, device_of, dtype_of, machine
 from sttm.errors import SttmError
 

@@ -9,7 +9,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "sttm"
 LAYERS = [
     *("errors", "distributed", "devices", "lock", "merging", "synth", "config", "data", "backbones", "patching"),
-    *("agreement", "calibration", "model_folder", "model_card", "models", "pretrained", "auto_classes", "engines"),
+    *("calibration", "model_folder", "model_card", "models", "pretrained", "auto_classes", "engines"),
     *("evaluation", "training", "benchmark", "visual", "corpus", "serving", "doctor", "cli", "__main__", "__init__"),
 ]
 OPTIONAL = {"torchvision", "timm", "ray", "gradio", "onnx", "onnxruntime", "openvino", "kornia", "accelerate", "peft"}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import read_split
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import Sampling

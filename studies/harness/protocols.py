@@ -38,7 +38,8 @@ from harness.tables import (
 )
 from harness.training import OPTIMIZERS, Recipe, Shape, fit, new_model, predict
 from harness.variants import NEEDS_TRAINING, put_in
-from sttm.config.settings import OptimizerSettings, Settings
+from sttm.config.sections import OptimizerSettings
+from sttm.config.settings import Settings
 
 SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
 EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1

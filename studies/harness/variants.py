@@ -14,8 +14,9 @@ from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import DOUBT, Motion, motion_input
 from sttm.merging.ops import linear, standardised, take
-from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
+from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
+from sttm.merging.spec import MethodSpec
 from sttm.patching.api import install
 from sttm.patching.plan import MergerPlan, count_macs
 from sttm.patching.schedule import make_plan

@@ -11,7 +11,7 @@ import yaml
 
 from sttm import cli
 from sttm.cli.data_check import clips_of
-from sttm.config.settings import ModelSettings
+from sttm.config.sections import ModelSettings
 from sttm.data.video.read import Sampling
 from tests.data.helpers import make_csv_set
 

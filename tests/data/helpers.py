@@ -11,7 +11,8 @@ from typing import Any
 import av
 import numpy as np
 
-from sttm.config.settings import DataSettings, Settings
+from sttm.config.sections import DataSettings
+from sttm.config.settings import Settings
 from sttm.data.datasets.video_set import VideoSet
 from sttm.data.loader import Batch, training_batches
 from sttm.data.transforms.preprocess import Preprocess

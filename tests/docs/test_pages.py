@@ -23,7 +23,7 @@ import yaml
 import sttm
 from sttm.backbones import FAMILIES
 from sttm.config import Settings
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.formats import FORMATS, read_annotations
 from sttm.data.datasets.video_set import read_split
 from sttm.data.video.read import Sampling, read

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sttm import SttmError, load
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import Video, VideoSet, read_split
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import read

@@ -26,7 +26,7 @@ import torch
 
 from sttm import models
 from sttm.config import load as load_config
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.corpus import inputs
 from sttm.data.datasets.video_set import read_split
 from sttm.errors import SttmError

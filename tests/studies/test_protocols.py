@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sttm
-from sttm.config.settings import DataSettings
+from sttm.config.sections import DataSettings
 from sttm.errors import SttmError
 
 ARGUMENTS = ["run", "--methods", "plain,sttm,tome", "--compute", "0.35", "--seeds", "0,1", "--epochs", "1"]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import sttm
-from sttm.config.settings import OptimizerSettings
+from sttm.config.sections import OptimizerSettings
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.training import checkpoints, recipe
 from sttm.training.checkpoints import TrainingState

@@ -10,7 +10,7 @@ import torch
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.config.settings import OptimizerSettings
+from sttm.config.sections import OptimizerSettings
 from sttm.training import optimizer as engine
 from tests.helpers import tiny_model
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.config.settings import DistillationSettings
+from sttm.config.sections import DistillationSettings
 from sttm.training import recipe
 from tests.helpers import videomae
 

@@ -15,7 +15,7 @@ import torch
 
 from sttm import models
 from sttm.benchmark.timing import in_turn, quantiles
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.loader import Sample, read_ahead
 from sttm.data.transforms.preprocess import Preprocess

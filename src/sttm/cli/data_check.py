@@ -13,7 +13,7 @@ from sttm.cli.printing import complain_of_videos, print_rows, warn
 from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
-    from sttm.config.settings import ModelSettings
+    from sttm.config.sections import ModelSettings
     from sttm.data.video.read import Sampling
 
 data = Application(help="Check data sets.", no_args_is_help=True)

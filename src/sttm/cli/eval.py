@@ -17,7 +17,7 @@ from sttm.cli.progress import progress
 
 if TYPE_CHECKING:
     from sttm.config import Settings
-    from sttm.config.settings import DataSettings
+    from sttm.config.sections import DataSettings
     from sttm.evaluation.report import Evaluation
     from sttm.evaluation.request import Request, SplitName
 

@@ -122,7 +122,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        advice = did_you_mean(first["loc"][-1], _keys_beside(first["loc"]), "see sttm.config.settings")
+        advice = did_you_mean(first["loc"][-1], _keys_beside(first["loc"]), "see sttm.config.sections")
         return f"there is no setting {quoted(where)}; {advice}"
     if first["type"] == "missing":
         return f"{where} is missing; add it, as in the configs in configs/"

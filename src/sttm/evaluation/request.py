@@ -14,7 +14,7 @@ from sttm.errors import SttmError, unknown
 
 if TYPE_CHECKING:
     from sttm.config import Settings
-    from sttm.config.settings import DataSettings
+    from sttm.config.sections import DataSettings
     from sttm.evaluation.inference import Average
     from sttm.evaluation.report import Format
 
@@ -61,7 +61,7 @@ def read_config(request: Request) -> Settings | None:
 def completed(request: Request, settings: Settings | None) -> Request:
     """Return the request with the values of the config, or the defaults, for options that were not given."""
     from sttm.config import parse_views
-    from sttm.config.settings import EvaluationSettings
+    from sttm.config.sections import EvaluationSettings
 
     wanted = EvaluationSettings() if settings is None else settings.evaluation
     parse_views(request.views or wanted.views)
@@ -84,7 +84,7 @@ def data_of(request: Request, settings: Settings | None) -> tuple[DataSettings, 
     Raises:
         SttmError: if neither names any, or if options contradict each other.
     """
-    from sttm.config.settings import DataSettings, SplitSettings
+    from sttm.config.sections import DataSettings, SplitSettings
 
     if request.data is not None:
         listed = SplitSettings(list=request.data, format=request.format, root=request.root, split=request.split)

@@ -8,7 +8,8 @@ from sttm.merging.baselines.matching import DensityPeaks, DropMerge, PiToMe, ToM
 from sttm.merging.baselines.pruning import RLT, STA, EViT
 from sttm.merging.baselines.simple import AveragePool, FrameDrop, RandomDrop
 from sttm.merging.merger import TokenMerger
-from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, TokenReducer
+from sttm.merging.reducer import TokenReducer
+from sttm.merging.spec import WHOLE_CLIP, MethodSpec
 
 __all__ = ["METHODS", "WHOLE_CLIP", "MethodSpec", "TokenReducer", "method_named", "spec_of"]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sttm.merging.ops import centred, standardised
-from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
+from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS
+from sttm.merging.spec import MethodSpec
 
 
 class TokenMerger(TokenReducer):

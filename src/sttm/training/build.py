@@ -19,7 +19,7 @@ from sttm import models
 from sttm.backbones import backbone_of
 from sttm.config import Settings
 from sttm.config.parsing import read_json
-from sttm.config.settings import MergingSettings, ModelSettings
+from sttm.config.sections import MergingSettings, ModelSettings
 from sttm.data.datasets.labels import plain as plain_name
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES, model_config

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from sttm import models
-from sttm.agreement import Agreement
+from sttm.calibration.agreement import Agreement
 from sttm.config import Settings, load
 from sttm.data.datasets.labels import Classes
 from sttm.data.datasets.unlabelled import find_unlabelled, spread

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sttm.backbones import backbone_of
-from sttm.config.settings import OptimizerSettings
+from sttm.config.sections import OptimizerSettings
 from sttm.patching.hooks import MERGER
 
 #: Parameters without weight decay, besides all one-dimensional ones.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sttm.backbones import backbone_of
-from sttm.config.settings import DistillationSettings
+from sttm.config.sections import DistillationSettings
 
 
 def classification_loss(logits_BK: Tensor, targets_BK: Tensor, weight_B: Tensor, smoothing: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sttm.config.settings import DataSettings
+from sttm.config.sections import DataSettings
 from sttm.data.datasets import check as engine
 from sttm.data.datasets.video_set import Video
 from sttm.data.video.read import Sampling

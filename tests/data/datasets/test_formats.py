@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.config.settings import DataSettings
+from sttm.config.sections import DataSettings
 from sttm.data.datasets.formats import FORMATS, read_annotations
 from sttm.data.datasets.labels import read_labels
 from sttm.data.datasets.video_set import read_split

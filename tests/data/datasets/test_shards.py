@@ -14,7 +14,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.config.settings import DataSettings
+from sttm.config.sections import DataSettings
 from sttm.data.datasets import shards
 from sttm.data.datasets.video_set import VideoSet, read_split
 from sttm.data.video.read import Sampling, probe, read

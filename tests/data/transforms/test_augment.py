@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.config.settings import AugmentSettings
+from sttm.config.sections import AugmentSettings
 from sttm.data.transforms.augment import OPERATIONS, Augment, Operation, multi_scale_box, random_box
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.read import Sampling

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sttm.config.settings import AugmentSettings
+from sttm.config.sections import AugmentSettings
 from sttm.data.transforms.mixup import mixup_pairs
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from sttm.config.settings import DataSettings
+from sttm.config.sections import DataSettings
 from sttm.data.datasets.labels import directional
 from sttm.data.datasets.video_set import SplitName, Video, VideoSet, read_split
 from sttm.data.threads import map_ahead

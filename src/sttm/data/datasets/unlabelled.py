@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import read_split
 from sttm.data.video.video import VIDEO_SUFFIXES, Video
 from sttm.errors import SttmError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sttm.config.settings import DataSettings, SplitSettings
+from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.annotations import SPLITS, Annotation
 from sttm.data.datasets.files import FileFinder
 from sttm.data.datasets.formats import read_annotations

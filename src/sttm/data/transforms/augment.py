@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sttm.config.settings import AugmentSettings
+from sttm.config.sections import AugmentSettings
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.video.decode import Prepare
 from sttm.errors import SttmError

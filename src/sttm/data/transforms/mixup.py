@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from sttm.config.settings import AugmentSettings
+from sttm.config.sections import AugmentSettings
 
 
 def mixup_pairs(

@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 
 from sttm.merging.baselines.simple import dropped
 from sttm.merging.ops import Table, averages, standardised
-from sttm.merging.reducer import WHOLE_CLIP, MethodSpec, Reduced, TokenReducer
+from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import StrideSelector
+from sttm.merging.spec import WHOLE_CLIP, MethodSpec
 
 # Neighbours that the density of a token is measured by, itself the first of them (as in TCFormer).
 NEIGHBOURS = 5

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sttm.merging.ops import Table, take
-from sttm.merging.reducer import MethodSpec, Reduced, TokenReducer
+from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import StrideSelector, ZOrder, regular_picks
+from sttm.merging.spec import MethodSpec
 
 
 class RandomDrop(TokenReducer):

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import sttm
-from sttm import calibration
-from sttm.agreement import Agreement, distances
+from sttm.calibration import Agreement, calibration, search
 from sttm.merging import METHODS, spec_of
 from sttm.patching import api
 from tests.helpers import FAMILIES, lively, logits, pixels, videomae
@@ -58,11 +57,11 @@ def test_every_method_off_the_shelf(method: str, tmp_path: Path) -> None:
 def test_the_same_clips_give_the_same_plan_whatever_the_random_state() -> None:
     model = lively("videomae")
     clips, before = pixels(model, 4), torch.random.get_rng_state()
-    one = calibration.calibration(model, clips, COMPUTE)
+    one = calibration(model, clips, COMPUTE)
     assert torch.equal(torch.random.get_rng_state(), before)
     sttm.remove(model)
     torch.manual_seed(5)
-    other = calibration.calibration(model, clips, COMPUTE, batch_size=3)
+    other = calibration(model, clips, COMPUTE, batch_size=3)
     assert one.plan == other.plan and one.candidates == other.candidates > 10
     assert one.agreement.kl == pytest.approx(other.agreement.kl, abs=1e-5)
 
@@ -71,18 +70,18 @@ def test_it_finds_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared on all clips, no candidate is better than the one that was chosen."""
     model = lively("videomae")
     clips = pixels(model, 4)
-    monkeypatch.setattr(calibration, "ROUNDS", tuple((*round_[:2], 1, 2) for round_ in calibration.ROUNDS))
+    monkeypatch.setattr(search, "ROUNDS", tuple((*round_[:2], 1, 2) for round_ in search.ROUNDS))
     seen: list[tuple[float, sttm.Plan]] = []
-    compare = calibration._Search._distances
+    compare = search.Search._distances
 
     def listen(self: Any, candidate: Any, count: int) -> torch.Tensor:
         found = compare(self, candidate, count)
         seen.append((float(found.mean()), candidate.plan))
         return found
 
-    monkeypatch.setattr(calibration._Search, "_distances", listen)
-    monkeypatch.setattr(calibration._Search, "_surely_better", lambda *_: True)
-    found = calibration.calibration(model, clips, COMPUTE)
+    monkeypatch.setattr(search.Search, "_distances", listen)
+    monkeypatch.setattr(search.Search, "_surely_better", lambda *_: True)
+    found = calibration(model, clips, COMPUTE)
     assert found.agreement.distance == pytest.approx(min(distance for distance, _ in seen))
     assert len({distance for distance, _ in seen}) > 10  # the least of equal figures would prove nothing
     assert len({str(asdict(plan)) for _, plan in seen}) == found.candidates
@@ -96,7 +95,7 @@ def test_it_finds_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_few_clips_come_first() -> None:
     model = lively("videomae")
     forwards: list[int] = []
-    found = calibration.calibration(model, pixels(model, 16), COMPUTE, advance=forwards.append)
+    found = calibration(model, pixels(model, 16), COMPUTE, advance=forwards.append)
     assert sum(forwards) < 16 * (1 + found.candidates) * 0.6
     assert found.default is not None and found.default.distance >= found.agreement.distance
 
@@ -113,7 +112,7 @@ def test_the_default_stays_unless_another_plan_is_better_by_more_than_chance(mon
         def told(self: Any, candidate: Any, count: int, gain_N: torch.Tensor = gain_N) -> torch.Tensor:
             return torch.full((count,), 10.0) - gain_N[:count] * (candidate.plan != default)
 
-        monkeypatch.setattr(calibration._Search, "_distances", told)
+        monkeypatch.setattr(search.Search, "_distances", told)
         plans.append(sttm.calibrate(model, clips, COMPUTE, limit=4))
         sttm.remove(model)
     assert plans[0] != default and plans[1] == default
@@ -123,7 +122,7 @@ def test_learned_mergers_start_as_those_off_the_shelf() -> None:
     model = lively("videomae")
     clips = pixels(model, 4)
     plain = logits(model, clips)
-    found = calibration.calibration(model, clips, 0.6, learned=True, limit=4)
+    found = calibration(model, clips, 0.6, learned=True, limit=4)
     assert found.plan.learned and any(".merger.motion" in name for name, _ in model.named_parameters())
     assert agreement(model, plain, clips).kl == pytest.approx(found.agreement.kl, abs=1e-5)
 
@@ -141,21 +140,6 @@ def test_compute_1_merges_nothing() -> None:
     before = logits(model, clips)
     assert sttm.calibrate(model, clips, 1).mergers == ()
     assert torch.equal(logits(model, clips), before)
-
-
-def test_agreement_is_by_logits_classes_and_probabilities() -> None:
-    plain = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
-    merged = torch.tensor([[2.0, 0.0, 1.0], [1.0, 0.0, 0.0]]) + torch.tensor([[5.0], [-1.0]])
-    found = Agreement.of(plain, merged)
-    p, q = plain[1].softmax(0), merged[1].softmax(0)
-    assert found.top1 == 0.5
-    assert found.kl == pytest.approx(float((p * (p / q).log()).sum()) / 2)
-    # What a clip's logits have in common changes no answer, and no distance.
-    spread, apart = torch.tensor([[1.0, -1, 0], [-1, 2, -1]]), torch.tensor([5 / 3, -7 / 3, 2 / 3])
-    assert distances(plain, merged).tolist() == pytest.approx(
-        [0.0, float(apart.square().mean() / spread.square().mean())]
-    )
-    assert found.distance == pytest.approx(float(distances(plain, merged).mean()))
 
 
 @pytest.mark.parametrize(
@@ -193,14 +177,14 @@ def test_a_merged_model_is_refused() -> None:
 def test_a_failure_leaves_the_model_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively("videomae").train()
     clips = pixels(model)
-    real = calibration._Search._logits
+    real = search.Search._logits
 
     def fail(self: Any, start: int, end: int) -> list[torch.Tensor]:
         if api.is_merged(model):
             raise KeyboardInterrupt
         return real(self, start, end)
 
-    monkeypatch.setattr(calibration._Search, "_logits", fail)
+    monkeypatch.setattr(search.Search, "_logits", fail)
     with pytest.raises(KeyboardInterrupt):
         sttm.calibrate(model, clips)
     assert not api.is_merged(model) and model.training
