@@ -122,11 +122,13 @@ def _of_words(comparison: Comparison) -> dict[str, Any]:
 
 
 def _accuracy_of_card(name: str) -> dict[str, Any] | None:
-    """Return the metric at the head of a model card: its "value" and "clips"; None where the model has no card."""
+    """Return the metric at the head of a model card: its "value" and "clips"; None where no card says it."""
     card = models.resolve(name) / "README.md"
     if not card.is_file():
         return None
     header = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    if "model-index" not in header:
+        return None
     metric: dict[str, Any] = header["model-index"][0]["results"][0]["metrics"][0]
     return metric
 
