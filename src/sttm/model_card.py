@@ -72,7 +72,7 @@ def origin(name: str) -> tuple[str | None, str | None]:
         name: what transformers loaded the model from: a hub id, a folder of the hub's cache, or another folder, whose
             card may say both.
     """
-    said = _front_matter(Path(name) / CARD) if name else {}
+    said = front_matter(Path(name) / CARD) if name else {}
     cached = re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]", name)
     base = said.get("base_model")
     if cached is not None:
@@ -118,7 +118,7 @@ def _task(model: Any) -> str:
     return "image-classification" if backbone.pictures else "video-classification"
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def front_matter(path: Path) -> dict[str, Any]:
     """Return the metadata of a card; nothing where there is no card, or none that can be read."""
     from huggingface_hub import metadata_load
 

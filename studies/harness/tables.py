@@ -137,9 +137,12 @@ def _deviation_of_delta(group: Group, plain: Group) -> float:
 def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
     """Plot top-1 over multiply-adds, a panel for each dataset, a line with a band for each method.
 
-    The band is one standard deviation, over seeds, of the delta vs plain: seeds differ far more than methods do.
+    The band is one standard deviation, over seeds, of the delta vs plain: seeds differ far more than methods do. A
+    dataset that plain has no run on has no panel.
     """
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows if row["method"] == "plain"))
+    if not datasets:
+        return
     figure, axes = _panels(len(datasets))
     names = list(dict.fromkeys(row[name] for row in rows if row["method"] != "plain"))
     for axis, dataset in zip(axes[0], datasets, strict=True):

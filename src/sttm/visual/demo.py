@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.table import Table
 
 from sttm import models
 from sttm.backbones import backbone_of
 from sttm.errors import SttmError
 from sttm.evaluation.metrics import Accuracy, Confusion
+from sttm.model_card import CARD, front_matter
 from sttm.patching import api
 from sttm.visual.comparison import TRAINING_SEED, Comparison
 from sttm.visual.pages.charts import Point, accuracy_chart, confusion_chart
@@ -123,13 +123,10 @@ def _of_words(comparison: Comparison) -> dict[str, Any]:
 
 def _accuracy_of_card(name: str) -> dict[str, Any] | None:
     """Return the metric at the head of a model card: its "value" and "clips"; None where no card says it."""
-    card = models.resolve(name) / "README.md"
-    if not card.is_file():
+    said = front_matter(models.resolve(name) / CARD)
+    if "model-index" not in said:
         return None
-    header = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
-    if "model-index" not in header:
-        return None
-    metric: dict[str, Any] = header["model-index"][0]["results"][0]["metrics"][0]
+    metric: dict[str, Any] = said["model-index"][0]["results"][0]["metrics"][0]
     return metric
 
 
