@@ -136,7 +136,8 @@ def run(folder: Path, kills: int, videos: int, seed: int, targets: list[str], *,
     assert code == 1, f"the undisturbed run ended with {code}: {log_of(folder / 'whole').read_text()[-2000:]}"
     corpus.rows, corpus.seconds = rows_of(folder / "whole"), time.monotonic() - began
     corpus.bytes = sum(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
-    assert [row["number"] for row in corpus.rows] == list(range(videos + bad)), "the undisturbed run lacks rows"
+    numbers, told = [row["number"] for row in corpus.rows], log_of(folder / "whole").read_text()[-2000:]
+    assert numbers == list(range(videos + bad)), f"the undisturbed run has the rows {numbers}: {told}"
     corpus.faults["bad files"] = sum(row["error"] is not None for row in corpus.rows)
     assert corpus.faults["bad files"] == bad, "rows of good videos have errors, or bad ones none"
     while killed(corpus) < kills:
