@@ -1,13 +1,14 @@
 """Disturb `sttm batch` in every way that we can bring about, at random moments, and count the rows after.
 
-    python studies/kills.py --kills 32 --seed 0 --out results/kills/batch.json
+    python studies/kills.py --out results/kills/batch.json
 
 Each round is a run into a new folder. At random moments something of it is killed with SIGKILL: the driver, an actor, a
 process that reads, the node. A driver or a node that was killed is followed by the same command again, which goes on.
 While a round runs, a second run into its folder is tried; before it goes on, one with another setting. More rounds
 write to a disk that is full at a random size and then gets larger (a tmpfs, which needs root and Linux). In the end
 every video must have one row, equal to that of an undisturbed run to the bit (but for the seconds), and no part that
-was finished may have been written again. The exit code is 1 if any count that should be 0 is not.
+was finished may have been written again. The file, its table and the page have the counts so far after every round.
+The exit code is 1 if any count that should be 0 is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,8 @@ from typing import Any
 
 import pyarrow.dataset
 from harness.processes import MARK, below, kill, marked
-from harness.provenance import provenance
+from harness.provenance import provenance, publish, sentence
+from harness.tables import markdown
 
 from sttm.synth.videos import SynthSettings, make
 
@@ -43,12 +46,16 @@ TARGETS = {
 #: What must be 0 in the end.
 ZERO = (
     "runs_that_hang", "rows_lost", "rows_twice", "rows_that_differ", "rows_redone", "half_files", "wrong_refusals",
-    "processes_left",
+    "processes_left", "tracebacks",
 )  # fmt: skip
+#: What a run says, with exit code 2, where Ray was too slow.
+NOT_STARTED = "Ray does not start on this machine"
 #: Seconds that a round may take before it counts as one that hangs.
 PATIENCE = 1800
 #: Seconds that what a killed driver started may take to end.
-GRACE = 60
+GRACE = 300
+#: Runs in a row that Ray may be too slow for, on a busy machine, before the study ends.
+TRIES = 5
 #: Kills in one round at most, after which it may come to its end.
 EACH = 5
 OPTIONS = ["--part", "8", "--batch-size", "4", "--features", "pooled", "--model", "sttm-motion", "--memory", "0.2"]
@@ -56,22 +63,23 @@ OPTIONS = ["--part", "8", "--batch-size", "4", "--features", "pooled", "--model"
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=30)
+    options.add_argument("--kills", type=int, default=32)
     options.add_argument("--full-disks", type=int, default=3)
     options.add_argument("--videos", type=int, default=60)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--targets", default=",".join(TARGETS))
     options.add_argument("--out", type=Path)
     given = options.parse_args()
+    origin = provenance("python studies/kills.py " + " ".join(sys.argv[1:]))
+
+    def report(counts: dict[str, Any]) -> None:
+        if given.out is not None:
+            publish(given.out, origin | counts, table_of)
+
     with TemporaryDirectory(prefix="sttm-kills-") as folder:
-        counts = run(
-            Path(folder), given.kills, given.videos, given.seed, given.targets.split(","), full_disks=given.full_disks
-        )
-    counts = provenance("python studies/kills.py " + " ".join(sys.argv[1:])) | counts
-    print(json.dumps(counts, indent=1))
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+        corpus = Corpus(Path(folder), random.Random(given.seed), report=report)
+        counts = run(corpus, given.kills, given.videos, given.targets.split(","), full_disks=given.full_disks)
+    print(json.dumps(origin | counts, indent=1))
     sys.exit(int(any(counts[name] for name in ZERO)))
 
 
@@ -80,8 +88,9 @@ class Corpus:
     """What is run again and again, the rows of an undisturbed run, and what was counted so far."""
 
     folder: Path
-    source: Path
     rng: random.Random
+    source: Path = Path()
+    report: Callable[[dict[str, Any]], None] = lambda counts: None
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -97,15 +106,33 @@ class Corpus:
         with log_of(output).open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {MARK: str(self.folder)})
 
-    def refused(self, output: Path, said: str, *options: str) -> None:
-        """Start a run that must be refused with a sentence."""
+    def complete(self, output: Path) -> None:
+        """Run until all is done; on a busy machine Ray may need more than the time that it gives itself to start."""
+        for _ in range(TRIES):
+            code, told = self.told(output)
+            if code == 1 and finished(output):
+                return
+            assert code == 2 and NOT_STARTED in told, f"a run ended with {code}: {told[-2000:]}"
+        raise SystemExit(f"Ray did not start in {TRIES} runs; the machine is too busy")
+
+    def told(self, output: Path, *options: str) -> tuple[int, str]:
+        """Run the command to its end; return its exit code, and what it said."""
         before = log_of(output).stat().st_size if log_of(output).exists() else 0
-        process = self.start(output, *options)
-        code = process.wait(PATIENCE)
-        told = log_of(output).read_text()[before:]
+        code = self.start(output, *options).wait(PATIENCE)
+        return code, log_of(output).read_text()[before:]
+
+    def refused(self, output: Path, said: str, *options: str, holder: subprocess.Popen[bytes] | None = None) -> bool:
+        """Start a run that must be refused with a sentence; return False where the run that it met has ended since."""
+        for _ in range(TRIES):
+            code, told = self.told(output, *options)
+            if NOT_STARTED not in told:
+                break
+        if holder is not None and holder.poll() is not None:
+            return False
         if code != 2 or said not in told or "Traceback" in told:
             self.counts["wrong_refusals"] += 1
             print(f"exit code {code} and no refusal: {told[-2000:]}", file=sys.stderr, flush=True)
+        return True
 
     def check(self, output: Path, kept: dict[str, tuple[int, int]]) -> None:
         """Count what is wrong with the rows of a round, whose parts were first seen as `kept` says."""
@@ -124,29 +151,35 @@ class Corpus:
         while (left := marked(str(self.folder))) and time.monotonic() < deadline:
             time.sleep(0.5)
         counts["processes_left"] += len(left)
+        told = log_of(output).read_text()
+        counts["tracebacks"] += told.count("Traceback")
+        counts["slow_starts"] += told.count(NOT_STARTED)
         print(f"round {counts['rounds']}: {dict(self.faults)}, {dict(counts)}", file=sys.stderr, flush=True)
+        self.report(self.found())
+
+    def found(self) -> dict[str, Any]:
+        """Return the counts so far."""
+        names = ("rounds", "runs", "slow_starts", "rows_expected", "rows_kept", *ZERO)
+        return {"kills": killed(self), "faults": dict(self.faults)} | {name: self.counts[name] for name in names}
 
 
-def run(folder: Path, kills: int, videos: int, seed: int, targets: list[str], *, full_disks: int = 0) -> dict[str, Any]:
+def run(corpus: Corpus, kills: int, videos: int, targets: list[str], *, full_disks: int = 0) -> dict[str, Any]:
     """Kill `kills` times in as many rounds as that takes, fill some disks, and return the counts."""
-    source, bad = _videos(folder, videos)
-    corpus = Corpus(folder, source, random.Random(seed))
+    whole = corpus.folder / "whole"
+    corpus.source, bad = _videos(corpus.folder, videos)
     began = time.monotonic()
-    code = corpus.start(folder / "whole").wait(PATIENCE)
-    assert code == 1, f"the undisturbed run ended with {code}: {log_of(folder / 'whole').read_text()[-2000:]}"
-    corpus.rows, corpus.seconds = rows_of(folder / "whole"), time.monotonic() - began
-    corpus.bytes = sum(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
-    numbers, told = [row["number"] for row in corpus.rows], log_of(folder / "whole").read_text()[-2000:]
-    assert numbers == list(range(videos + bad)), f"the undisturbed run has the rows {numbers}: {told}"
+    corpus.complete(whole)
+    corpus.rows, corpus.seconds = rows_of(whole), time.monotonic() - began
+    corpus.bytes = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    numbers = [row["number"] for row in corpus.rows]
+    assert numbers == list(range(videos + bad)), f"the undisturbed run has the rows {numbers}"
     corpus.faults["bad files"] = sum(row["error"] is not None for row in corpus.rows)
     assert corpus.faults["bad files"] == bad, "rows of good videos have errors, or bad ones none"
     while killed(corpus) < kills:
-        _round(corpus, folder / f"round-{corpus.counts['rounds']}", targets, min(EACH, kills - killed(corpus)))
+        _round(corpus, corpus.folder / f"round-{corpus.counts['rounds']}", targets, min(EACH, kills - killed(corpus)))
     for number in range(full_disks):
-        _full_disk(corpus, folder / f"disk-{number}")
-    names = ("rounds", "runs", "rows_expected", "rows_kept", *ZERO)
-    counts = {name: corpus.counts[name] for name in names}
-    return {"seed": seed, "kills": killed(corpus), "faults": dict(corpus.faults)} | counts
+        _full_disk(corpus, corpus.folder / f"disk-{number}")
+    return corpus.found()
 
 
 def killed(corpus: Corpus) -> int:
@@ -175,9 +208,9 @@ def _round(corpus: Corpus, output: Path, targets: list[str], most: int) -> None:
             process = corpus.start(output)
             due = time.monotonic() + rng.uniform(0, corpus.seconds)
         elif "second" not in tried and (output / "run.lock").is_file() and (output / "run.lock").stat().st_size:
-            tried.add("second")
-            corpus.refused(output, f"process {process.pid} on")
-            corpus.faults["a second run"] += 1
+            if corpus.refused(output, f"process {process.pid} on", holder=process):
+                tried.add("second")
+                corpus.faults["a second run"] += 1
         elif time.monotonic() > due and killed(corpus) - before < most:
             if _kill(process.pid, target := rng.choice(targets), rng):
                 corpus.faults[target] += 1
@@ -200,7 +233,7 @@ def _full_disk(corpus: Corpus, disk: Path) -> None:
         kept = parts_of(disk / "rows")
         corpus.faults["full disk"] += 1
         subprocess.run(["mount", "-o", f"remount,size={corpus.bytes * 4}", str(disk)], check=True)
-        corpus.start(disk / "rows").wait(PATIENCE)
+        corpus.complete(disk / "rows")
         corpus.check(disk / "rows", kept)
 
 
@@ -225,6 +258,14 @@ def _videos(folder: Path, videos: int) -> tuple[Path, int]:
         names.insert(number * len(names) // len(bad), str(made / f"{name}.mp4"))
     (folder / "list.txt").write_text("\n".join(names) + "\n")
     return folder / "list.txt", len(bad)
+
+
+def table_of(found: dict[str, Any]) -> str:
+    """Return the table of the page: the faults, and what was wrong after them."""
+    faults = [(name, f"{count}") for name, count in found["faults"].items()]
+    after = [(name.replace("_", " "), f"{found[name]}") for name in ("runs", "rows_expected", "rows_kept", *ZERO)]
+    tables = markdown(("fault", "times"), faults), markdown(("after them", "count"), after)
+    return "\n\n".join([*tables, sentence(found)]) + "\n"
 
 
 def log_of(output: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 def test_two_kills_lose_nothing(study, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra batch brings ray")
     kills = study("kills")
-    counts = kills.run(tmp_path, 2, 18, 0, ["driver", "decoding actor"])
+    corpus = kills.Corpus(tmp_path, random.Random(0))
+    counts = kills.run(corpus, 2, 18, ["driver", "decoding actor"])
     assert counts["kills"] == 2 and counts["rows_expected"] >= 23 and counts["faults"]["a second run"] >= 1
     assert not any(counts[name] for name in kills.ZERO), counts
