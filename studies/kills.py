@@ -22,13 +22,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow.dataset
+from harness.corpora import BATCH, finished, parts_of, rows_of
 from harness.processes import MARK, below, kill, marked
 from harness.provenance import provenance, publish, sentence
 from harness.tables import markdown
@@ -101,7 +101,7 @@ class Corpus:
 
     def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
         """Start the command into an output folder; what it says goes to a log beside the folder."""
-        command = [sys.executable, "-m", "sttm", "batch", str(self.source), str(output), *OPTIONS, *options]
+        command = [*BATCH, str(self.source), str(output), *OPTIONS, *options]
         self.counts["runs"] += 1
         with log_of(output).open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {MARK: str(self.folder)})
@@ -271,31 +271,6 @@ def table_of(found: dict[str, Any]) -> str:
 def log_of(output: Path) -> Path:
     """Return where the command that was started last says what it has to say."""
     return output.with_name(f"{output.name}.log")
-
-
-def finished(output: Path) -> bool:
-    """Return whether the manifest says that all is done."""
-    manifest = output / "manifest.json"
-    return manifest.is_file() and bool(json.loads(manifest.read_text())["finished"])
-
-
-def parts_of(output: Path) -> dict[str, tuple[int, int]]:
-    """Return, for each part that is entered as finished, its rows and when its file was written, by its name."""
-    found = {}
-    with suppress(OSError):
-        for text in (output / "parts.jsonl").read_text().splitlines(keepends=True):
-            if text.endswith("}\n"):
-                line = json.loads(text)
-                found[line["file"]] = (line["rows"], (output / "parts" / line["file"]).stat().st_mtime_ns)
-    return found
-
-
-def rows_of(output: Path) -> list[dict[str, Any]]:
-    """Return the rows of all parts in the order of their numbers, less the seconds that reading them took."""
-    if not list((output / "parts").glob("*.parquet")):
-        return []
-    rows = pyarrow.dataset.dataset(output / "parts", format="parquet").to_table().drop_columns(["seconds"])
-    return sorted(rows.to_pylist(), key=lambda row: row["number"])
 
 
 if __name__ == "__main__":
