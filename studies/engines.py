@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from harness.data import ROOT
-from harness.runs import commit
+from harness.provenance import commit
 from harness.training import device
 from torch import Tensor, nn
 

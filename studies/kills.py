@@ -1,10 +1,14 @@
-"""Kill the driver, the actors, the readers and the node of `sttm batch` at random moments, and count the rows after.
+"""Disturb `sttm batch` in every way that we can bring about, at random moments, and count the rows after.
 
-    python studies/kills.py --kills 30 --seed 0 --out results/kills/batch.json
+    python studies/kills.py --out results/kills/batch.json
 
-Each round is a run into a new folder. At random moments something of it is killed with SIGKILL; a driver or a node that
-was killed is followed by the same command again, which goes on. In the end every video must have one row, equal to that
-of an undisturbed run to the bit (but for the seconds). The counts are printed, and the exit code is 1 if any is not 0.
+Each round is a run into a new folder. At random moments something of it is killed with SIGKILL: the driver, an actor, a
+process that reads, the node. A driver or a node that was killed is followed by the same command again, which goes on.
+While a round runs, a second run into its folder is tried; before it goes on, one with another setting. More rounds
+write to a disk that is full at a random size and then gets larger (a tmpfs, which needs root and Linux). In the end
+every video must have one row, equal to that of an undisturbed run to the bit (but for the seconds), and no part that
+was finished may have been written again. The file, its table and the page have the counts so far after every round.
+The exit code is 1 if any count that should be 0 is not.
 """
 
 from __future__ import annotations
@@ -13,17 +17,21 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow.dataset
+from harness.corpora import BATCH, finished, parts_of, rows_of
+from harness.processes import MARK, below, kill, marked
+from harness.provenance import provenance, publish, sentence
+from harness.tables import markdown
 
 from sttm.synth.videos import SynthSettings, make
 
@@ -35,142 +43,234 @@ TARGETS = {
     "reading process": "sttm.data.isolated",
     "node (raylet)": "raylet/raylet",
 }
-#: Seconds that a run may take before it counts as one that hangs.
+#: What must be 0 in the end.
+ZERO = (
+    "runs_that_hang", "rows_lost", "rows_twice", "rows_that_differ", "rows_redone", "half_files", "wrong_refusals",
+    "processes_left", "tracebacks",
+)  # fmt: skip
+#: What a run says, with exit code 2, where Ray was too slow.
+NOT_STARTED = "Ray does not start on this machine"
+#: Seconds that a round may take before it counts as one that hangs.
 PATIENCE = 1800
+#: Seconds that what a killed driver started may take to end.
+GRACE = 300
+#: Runs in a row that Ray may be too slow for, on a busy machine, before the study ends.
+TRIES = 5
 #: Kills in one round at most, after which it may come to its end.
 EACH = 5
+OPTIONS = ["--part", "8", "--batch-size", "4", "--features", "pooled", "--model", "sttm-motion", "--memory", "0.2"]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=30)
-    options.add_argument("--videos", type=int, default=120)
+    options.add_argument("--kills", type=int, default=32)
+    options.add_argument("--full-disks", type=int, default=3)
+    options.add_argument("--videos", type=int, default=60)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--targets", default=",".join(TARGETS))
     options.add_argument("--out", type=Path)
     given = options.parse_args()
+    origin = provenance("python studies/kills.py " + " ".join(sys.argv[1:]))
+
+    def report(counts: dict[str, Any]) -> None:
+        if given.out is not None:
+            publish(given.out, origin | counts, table_of)
+
     with TemporaryDirectory(prefix="sttm-kills-") as folder:
-        counts = run(Path(folder), given.kills, given.videos, given.seed, given.targets.split(","))
-    print(json.dumps(counts, indent=1))
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    sys.exit(int(any(counts[name] for name in ("rows_lost", "rows_twice", "rows_that_differ", "runs_that_hang"))))
+        corpus = Corpus(Path(folder), random.Random(given.seed), report=report)
+        counts = run(corpus, given.kills, given.videos, given.targets.split(","), full_disks=given.full_disks)
+    print(json.dumps(origin | counts, indent=1))
+    sys.exit(int(any(counts[name] for name in ZERO)))
 
 
-def run(folder: Path, kills: int, videos: int, seed: int, targets: list[str]) -> dict[str, Any]:
-    """Kill `kills` times in as many rounds as that takes, and return the counts."""
-    rng, source = random.Random(seed), _corpus(folder, videos)
-    expected = videos + 2
-    began = time.monotonic()
-    assert _command(source, folder / "whole").wait() == 1, "the undisturbed run did not end with its two bad files"
-    whole, seconds = _rows(folder / "whole"), time.monotonic() - began
-    assert sum(row["error"] is not None for row in whole) == 2, "rows of good videos have errors"
-    killed: Counter[str] = Counter()
-    counts: Counter[str] = Counter(rows_expected=0)
-    while killed.total() < kills:
-        output = folder / f"round-{counts['rounds']}"
-        killed += _round(source, output, rng, targets, min(EACH, kills - killed.total()), seconds, counts)
-        rows = _rows(output)
+@dataclass
+class Corpus:
+    """What is run again and again, the rows of an undisturbed run, and what was counted so far."""
+
+    folder: Path
+    rng: random.Random
+    source: Path = Path()
+    report: Callable[[dict[str, Any]], None] = lambda counts: None
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of the undisturbed run."""
+    bytes: int = 0
+    """Of what it wrote."""
+
+    def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
+        """Start the command into an output folder; what it says goes to a log beside the folder."""
+        command = [*BATCH, str(self.source), str(output), *OPTIONS, *options]
+        self.counts["runs"] += 1
+        with log_of(output).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {MARK: str(self.folder)})
+
+    def complete(self, output: Path) -> None:
+        """Run until all is done; on a busy machine Ray may need more than the time that it gives itself to start."""
+        for _ in range(TRIES):
+            code, told = self.told(output)
+            if code == 1 and finished(output):
+                return
+            assert code == 2 and NOT_STARTED in told, f"a run ended with {code}: {told[-2000:]}"
+        raise SystemExit(f"Ray did not start in {TRIES} runs; the machine is too busy")
+
+    def told(self, output: Path, *options: str) -> tuple[int, str]:
+        """Run the command to its end; return its exit code, and what it said."""
+        before = log_of(output).stat().st_size if log_of(output).exists() else 0
+        code = self.start(output, *options).wait(PATIENCE)
+        return code, log_of(output).read_text()[before:]
+
+    def refused(self, output: Path, said: str, *options: str, holder: subprocess.Popen[bytes] | None = None) -> bool:
+        """Start a run that must be refused with a sentence; return False where the run that it met has ended since."""
+        for _ in range(TRIES):
+            code, told = self.told(output, *options)
+            if NOT_STARTED not in told:
+                break
+        if holder is not None and holder.poll() is not None:
+            return False
+        if code != 2 or said not in told or "Traceback" in told:
+            self.counts["wrong_refusals"] += 1
+            print(f"exit code {code} and no refusal: {told[-2000:]}", file=sys.stderr, flush=True)
+        return True
+
+    def check(self, output: Path, kept: dict[str, tuple[int, int]]) -> None:
+        """Count what is wrong with the rows of a round, whose parts were first seen as `kept` says."""
+        rows, counts = rows_of(output), self.counts
         numbers = Counter(row["number"] for row in rows)
         counts["rounds"] += 1
-        counts["rows_expected"] += expected
-        counts["rows_lost"] += expected - len(numbers)
+        counts["rows_expected"] += len(self.rows)
+        counts["rows_lost"] += len(self.rows) - len(numbers)
         counts["rows_twice"] += sum(count - 1 for count in numbers.values())
-        counts["rows_that_differ"] += sum(one != other for one, other in zip(rows, whole, strict=False))
-        print(f"round {counts['rounds']}: {killed.total()} kills, {dict(counts)}", file=sys.stderr, flush=True)
-    names = ("rounds", "runs", "runs_that_hang", "rows_expected", "rows_lost", "rows_twice", "rows_that_differ")
-    return {"kills": killed.total(), "killed": dict(killed), "seed": seed} | {name: counts[name] for name in names}
+        counts["rows_that_differ"] += sum(one != other for one, other in zip(rows, self.rows, strict=False))
+        now = parts_of(output)
+        counts["rows_kept"] += sum(line[0] for line in kept.values())
+        counts["rows_redone"] += sum(kept[name][0] for name in kept if now.get(name) != kept[name])
+        counts["half_files"] += len([*output.rglob(".*")])
+        deadline = time.monotonic() + GRACE
+        while (left := marked(str(self.folder))) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        counts["processes_left"] += len(left)
+        told = log_of(output).read_text()
+        counts["tracebacks"] += told.count("Traceback")
+        counts["slow_starts"] += told.count(NOT_STARTED)
+        print(f"round {counts['rounds']}: {dict(self.faults)}, {dict(counts)}", file=sys.stderr, flush=True)
+        self.report(self.found())
+
+    def found(self) -> dict[str, Any]:
+        """Return the counts so far."""
+        names = ("rounds", "runs", "slow_starts", "rows_expected", "rows_kept", *ZERO)
+        return {"kills": killed(self), "faults": dict(self.faults)} | {name: self.counts[name] for name in names}
 
 
-def _round(
-    source: Path, output: Path, rng: random.Random, targets: list[str], most: int, seconds: float, counts: Counter[str]
-) -> Counter[str]:
-    """Run into a folder until it is complete, killing on the way; return what was killed."""
-    killed: Counter[str] = Counter()
+def run(corpus: Corpus, kills: int, videos: int, targets: list[str], *, full_disks: int = 0) -> dict[str, Any]:
+    """Kill `kills` times in as many rounds as that takes, fill some disks, and return the counts."""
+    whole = corpus.folder / "whole"
+    corpus.source, bad = _videos(corpus.folder, videos)
+    began = time.monotonic()
+    corpus.complete(whole)
+    corpus.rows, corpus.seconds = rows_of(whole), time.monotonic() - began
+    corpus.bytes = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    numbers = [row["number"] for row in corpus.rows]
+    assert numbers == list(range(videos + bad)), f"the undisturbed run has the rows {numbers}"
+    corpus.faults["bad files"] = sum(row["error"] is not None for row in corpus.rows)
+    assert corpus.faults["bad files"] == bad, "rows of good videos have errors, or bad ones none"
+    while killed(corpus) < kills:
+        _round(corpus, corpus.folder / f"round-{corpus.counts['rounds']}", targets, min(EACH, kills - killed(corpus)))
+    for number in range(full_disks):
+        _full_disk(corpus, corpus.folder / f"disk-{number}")
+    return corpus.found()
+
+
+def killed(corpus: Corpus) -> int:
+    """Return how many kills there were so far."""
+    return sum(corpus.faults[target] for target in TARGETS)
+
+
+def _round(corpus: Corpus, output: Path, targets: list[str], most: int) -> None:
+    """Run into a folder until it is complete, with faults on the way."""
+    before, rng, kept = killed(corpus), corpus.rng, dict[str, tuple[int, int]]()
     deadline = time.monotonic() + PATIENCE
-    process = _command(source, output)
-    counts["runs"] += 1
-    due = time.monotonic() + rng.uniform(0, seconds / 2)
-    while True:
-        code = process.poll()
-        if code is not None and code in (0, 1) and _finished(output):
-            return killed
+    process = corpus.start(output)
+    due = time.monotonic() + rng.uniform(0, corpus.seconds)
+    tried: set[str] = set()
+    while not (process.poll() in (0, 1) and finished(output)):
+        kept = parts_of(output) | kept
         if time.monotonic() > deadline:
-            counts["runs_that_hang"] += 1
+            corpus.counts["runs_that_hang"] += 1
             process.kill()
-            return killed
-        if code is not None:
-            process = _command(source, output)
-            counts["runs"] += 1
-            due = time.monotonic() + rng.uniform(0, seconds / 2)
-        elif time.monotonic() > due and killed.total() < most:
-            target = rng.choice(targets)
-            if _kill(process.pid, target, rng):
-                killed[target] += 1
-                due = time.monotonic() + rng.uniform(0, seconds / 8)
+            break
+        if process.poll() is not None:
+            if "setting" not in tried and (output / "manifest.json").is_file():
+                tried.add("setting")
+                corpus.refused(output, "--top-k was 5 and is 2", "--top-k", "2")
+                corpus.faults["another setting"] += 1
+            process = corpus.start(output)
+            due = time.monotonic() + rng.uniform(0, corpus.seconds)
+        elif "second" not in tried and (output / "run.lock").is_file() and (output / "run.lock").stat().st_size:
+            if corpus.refused(output, f"process {process.pid} on", holder=process):
+                tried.add("second")
+                corpus.faults["a second run"] += 1
+        elif time.monotonic() > due and killed(corpus) - before < most:
+            if _kill(process.pid, target := rng.choice(targets), rng):
+                corpus.faults[target] += 1
+                due = time.monotonic() + rng.uniform(0, corpus.seconds / 3)
         time.sleep(0.1)
+    corpus.check(output, kept)
 
 
-def _corpus(folder: Path, videos: int) -> Path:
-    """Make small videos and two files that are none, and return a list of all."""
-    made = make(folder / "made", SynthSettings("motion", videos, frames=16, size=56), workers=1) / "videos"
-    (made / "broken.mp4").write_text("<html>404</html>")
-    names = [*sorted(str(path) for path in made.glob("*.mp4")), str(made / "absent.mp4")]
-    (folder / "list.txt").write_text("\n".join(names) + "\n")
-    return folder / "list.txt"
-
-
-def _command(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    options = ["--part", "8", "--batch-size", "4", "--features", "pooled", "--model", "sttm-motion", "--memory", "0.2"]
-    command = [sys.executable, "-m", "sttm", "batch", str(source), str(output), *options]
-    with (output.with_name(f"{output.name}.log")).open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+def _full_disk(corpus: Corpus, disk: Path) -> None:
+    """Run into a disk that is full before all rows are on it, give it more room, and run again."""
+    disk.mkdir()
+    size = int(corpus.rng.uniform(0.1, 0.8) * corpus.bytes)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "sttm-kills", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        print("no right to mount a tmpfs: no full disk was tried", file=sys.stderr)
+        return
+    with ExitStack() as ends:
+        ends.callback(subprocess.run, ["umount", str(disk)], check=True)
+        corpus.refused(disk / "rows", "No space left on device")
+        kept = parts_of(disk / "rows")
+        corpus.faults["full disk"] += 1
+        subprocess.run(["mount", "-o", f"remount,size={corpus.bytes * 4}", str(disk)], check=True)
+        corpus.complete(disk / "rows")
+        corpus.check(disk / "rows", kept)
 
 
 def _kill(driver: int, target: str, rng: random.Random) -> bool:
     """Kill one process of a kind; return whether there was one."""
     text = TARGETS[target]
-    found = [driver] if text is None else [pid for pid, command in _below(driver) if text in command]
-    if not found:
-        return False
-    try:
-        os.kill(rng.choice(found), signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+    found = [driver] if text is None else [number for number, command in below(driver) if text in command]
+    return bool(found) and kill(rng.choice(found))
 
 
-def _below(driver: int) -> Iterator[tuple[int, str]]:
-    """Yield the processes that a process has started, and those that these have, with their command lines."""
-    parents: dict[int, int] = {}
-    commands: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
-                commands[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, UnicodeDecodeError):
-                continue
-    for pid, command in commands.items():
-        above = pid
-        while above in parents and above != driver:
-            above = parents[above]
-        if above == driver and pid != driver:
-            yield pid, command
+def _videos(folder: Path, videos: int) -> tuple[Path, int]:
+    """Make small videos, and files that are none; return a list of all, and how many are bad."""
+    made = make(folder / "made", SynthSettings("motion", videos, frames=16, size=56), workers=1) / "videos"
+    good = sorted(made.glob("*.mp4"))
+    (made / "page.mp4").write_text("<html>404</html>")
+    (made / "empty.mp4").touch()
+    (made / "cut.mp4").write_bytes(good[0].read_bytes()[:300])
+    os.mkfifo(made / "pipe.mp4")
+    bad = ["page", "empty", "cut", "pipe", "absent"]
+    names = [str(path) for path in good]
+    for number, name in enumerate(bad):
+        names.insert(number * len(names) // len(bad), str(made / f"{name}.mp4"))
+    (folder / "list.txt").write_text("\n".join(names) + "\n")
+    return folder / "list.txt", len(bad)
 
 
-def _finished(output: Path) -> bool:
-    manifest = output / "manifest.json"
-    return manifest.is_file() and bool(json.loads(manifest.read_text())["finished"])
+def table_of(found: dict[str, Any]) -> str:
+    """Return the table of the page: the faults, and what was wrong after them."""
+    faults = [(name, f"{count}") for name, count in found["faults"].items()]
+    after = [(name.replace("_", " "), f"{found[name]}") for name in ("runs", "rows_expected", "rows_kept", *ZERO)]
+    tables = markdown(("fault", "times"), faults), markdown(("after them", "count"), after)
+    return "\n\n".join([*tables, sentence(found)]) + "\n"
 
 
-def _rows(output: Path) -> list[dict[str, Any]]:
-    """Return the rows of all parts in the order of their numbers, less the seconds that reading them took."""
-    if not list((output / "parts").glob("*.parquet")):
-        return []
-    rows = pyarrow.dataset.dataset(output / "parts", format="parquet").to_table().drop_columns(["seconds"])
-    return sorted(rows.to_pylist(), key=lambda row: row["number"])
+def log_of(output: Path) -> Path:
+    """Return where the command that was started last says what it has to say."""
+    return output.with_name(f"{output.name}.log")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from harness.data import CACHE, ROOT, data_root
-from harness.runs import Row, Run, append_row, commit, folder_of, parser_of, rows_of, write_report
+from harness.provenance import commit
+from harness.runs import Row, Run, append_row, folder_of, parser_of, rows_of, write_report
 from harness.tables import markdown
 
 from sttm.config import load

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from harness.pretraining import SCALES
-from harness.runs import commit, folder_of, rows_of, write_report
+from harness.provenance import commit
+from harness.runs import folder_of, rows_of, write_report
 from harness.tables import Group, Row, groups, markdown
 from harness.training import device, new_model
 from harness.variants import put_in

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.provenance import ROOT
 from sttm.config.sections import DataSettings, SplitSettings
 from sttm.data.datasets.video_set import read_split
 from sttm.data.transforms.preprocess import Preprocess
@@ -27,7 +28,6 @@ from sttm.data.video.read import Sampling
 from sttm.errors import SttmError
 from sttm.synth.videos import SynthSettings, make
 
-ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "studies" / ".cache"
 SPLITS = ("train", "validation", "test")
 MAX_SHIFT = 2  # pixels by which a training clip is moved up or down, left or right

@@ -10,11 +10,9 @@ import argparse
 import fcntl
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import nn
 import sttm
 from harness.data import CACHE, ROOT
 from harness.pretraining import SCALES, clips_of, plain, tune, tuning_recipe
+from harness.provenance import commit
 from harness.tables import show_in_docs
 from harness.training import device, predict
 from harness.variants import put_in
@@ -36,17 +35,6 @@ RESULTS = ROOT / "results"
 #: What makes two runs of a study the same run.
 KEY = ("dataset", "method", "variant", "compute", "frames", "seed", "optimizer", "epochs")
 Row = dict[str, Any]
-
-
-@cache
-def commit() -> str:
-    """Return the commit of the code, with a plus where it has been changed since."""
-    changed = _git("status", "--porcelain", "--", "src", "studies", "configs")
-    return _git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,9 @@ _ENVIRONMENT = {
 #: Bytes of one block between two stages: small, so that rows come soon and little memory waits.
 BLOCK = 2**25
 _PREFIX = "sttm-ray-"
+#: Bytes that the path of a socket may have (macOS allows fewer than Linux), and those of what Ray adds to its folder.
+_SOCKET = 103
+_ADDED = len("/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def running(address: str | None, memory_gib: float) -> Iterator[Any]:
     import ray.data
 
     _remove_left_overs()
-    place = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+    place = _folder()
     local = dict(
         address="local", num_cpus=_cores(), object_store_memory=int(memory_gib * 2**30), include_dashboard=False,
         _temp_dir=place,
@@ -76,17 +79,10 @@ def running(address: str | None, memory_gib: float) -> Iterator[Any]:
             warnings.filterwarnings(
                 "ignore", category=DeprecationWarning, module=r"ray\."
             )  # Ray's use of its own parts
-            ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+            _start(ray, address, options)
             _quiet(ray)
             yield ray
             ray.shutdown()
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        if ray.is_initialized():
-            raise
-        where = f"there is no Ray cluster at {address}" if address else "Ray does not start on this machine"
-        raise SttmError(
-            f"{where} ({first_line(error)[:200]}); check the address, and the memory in /dev/shm"
-        ) from error
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():  # Ray has put in one of its own
@@ -129,6 +125,16 @@ def cause_of(error: BaseException) -> SttmError | None:
     return None
 
 
+def _start(ray: Any, address: str | None, options: dict[str, Any]) -> None:
+    """Start Ray or connect to it; raise SttmError for whatever keeps it from that."""
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # Ray has no class of its own for a node that does not start in its 30 s
+        where = f"there is no Ray cluster at {address}" if address else "Ray does not start on this machine"
+        advice = "check the address" if address else "it needs memory in /dev/shm, and a machine that is not too busy"
+        raise SttmError(f"{where} ({first_line(error)[:200]}); {advice}, then run the same command again") from error
+
+
 def _quiet(ray: Any) -> None:
     """Keep Ray Data from the terminal: what it logs is in the session's folder."""
     context = ray.data.DataContext.get_current()
@@ -143,9 +149,30 @@ def _quiet(ray: Any) -> None:
             logger.removeHandler(handler)
 
 
+def _folder() -> str:
+    """Make the folder of Ray's sockets and logs; not in TMPDIR where its sockets would have longer paths than can be.
+
+    Raises:
+        SttmError: if there is no such folder that can be written to.
+    """
+    name = f"{_PREFIX}{os.getpid()}-"
+    longest = _SOCKET - _ADDED - len(f"/{name}12345678")
+    short = [folder for folder in _temporary() if len(os.fsencode(folder)) <= longest]
+    for folder in short:
+        with suppress(OSError):
+            return tempfile.mkdtemp(prefix=name, dir=folder)
+    where = " or ".join(short) or f"a folder for temporary files whose path has at most {longest} bytes"
+    raise SttmError(f"Ray cannot write to {where}; free some space there, or set TMPDIR to another short path")
+
+
+def _temporary() -> list[str]:
+    """Return the folders for temporary files: TMPDIR or what stands for it, and the system's own."""
+    return list(dict.fromkeys([tempfile.gettempdir(), "/tmp"]))
+
+
 def _remove_left_overs() -> None:
     """Remove the folders of runs whose process was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+    for folder in (found for place in _temporary() for found in Path(place).glob(f"{_PREFIX}*-*")):
         number = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if number.isdecimal() and not Path("/proc", number).exists() and Path("/proc/self").exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from sttm.config.parsing import parse_json, read_json
-from sttm.errors import SttmError, shown
+from sttm.errors import SttmError, first_line, shown
 
 FILE, LINES, PARTS = "manifest.json", "parts.jsonl", "parts"
 Features = Literal["none", "pooled", "slots"]
@@ -77,9 +78,11 @@ class Store:
         Raises:
             SttmError: if it was begun with other settings, or the folder holds something else.
         """
-        (self.folder / PARTS).mkdir(exist_ok=True)
-        for left in (*self.folder.glob(".*.parquet.*"), *(self.folder / PARTS).glob(".*.parquet.*")):
-            left.unlink(missing_ok=True)
+        with writing(self.folder):
+            (self.folder / PARTS).mkdir(exist_ok=True)
+        for pattern in (".*.parquet.*", f"{PARTS}/.*.parquet.*", f".{FILE}.*", f".{LINES}.*"):
+            for left in self.folder.glob(pattern):
+                left.unlink(missing_ok=True)
         if not self.begun:
             self._write({"settings": asdict(settings), "versions": versions(), "sessions": [], "finished": False})
             return
@@ -95,7 +98,11 @@ class Store:
         return read_json(self.folder / FILE)
 
     def write_part(self, number: int, table: Any) -> None:
-        """Write a part whole: its file under a temporary name, renamed, then its line."""
+        """Write a part whole: its file under a temporary name, renamed, then its line; SttmError if it cannot be."""
+        with writing(self.folder):
+            self._write_part(number, table)
+
+    def _write_part(self, number: int, table: Any) -> None:
         import pyarrow.parquet
 
         path = self.folder / PARTS / name_of(number)
@@ -147,11 +154,23 @@ class Store:
 
     def _replace(self, path: Path, text: str) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(self.folder):
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise an SttmError for what the system says when it cannot write, such as that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else first_line(error)[:200]
+        advice = "what is finished stays: make room there, and run the same command again to go on"
+        raise SttmError(f"cannot write to OUTPUT={folder}: {reason}; {advice}") from error
 
 
 def name_of(number: int) -> str:

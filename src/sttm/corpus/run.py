@@ -21,7 +21,7 @@ from sttm.config import parse_views
 from sttm.corpus import inputs
 from sttm.corpus.cluster import Pools, cause_of, pools, running
 from sttm.corpus.features import check
-from sttm.corpus.manifest import Features, Settings, Store, model_sha256, versions
+from sttm.corpus.manifest import Features, Settings, Store, model_sha256, versions, writing
 from sttm.corpus.stages import Answer, Decode, check_sizes, group_size, groups_of
 from sttm.corpus.tables import unpacked
 from sttm.data.isolated import Limits
@@ -101,7 +101,8 @@ def run(
         videos = inputs.find(request.source, request.root, request.format, request.column)
         settings = _settings(request, videos)
         if not store.begun:
-            inputs.write(videos, store.folder, settings.part)
+            with writing(store.folder):
+                inputs.write(videos, store.folder, settings.part)
         del videos
         store.begin(settings)
         return _session(request, settings, store, begun, advance)
