@@ -3,7 +3,7 @@
     sudo python studies/nodes.py --out results/kills/nodes.json
 
 Both nodes run `torchrun ... -m sttm train` with one rendezvous. The second one, its launcher and its worker, is killed
-with SIGKILL once there is a checkpoint, and started again; the first one's launcher notices, starts its worker again,
+with SIGKILL between two checkpoints, and started again; the first one's launcher notices, starts its worker again,
 and the run goes on from the last checkpoint. In the end the steps must be those of a run that nothing disturbed, with
 the same losses, and the last weights finite and the same. The exit code is 1 if not. Needs Linux, root, and iproute2.
 """
@@ -31,6 +31,8 @@ from torch import Tensor
 from sttm.synth.videos import SynthSettings, make
 
 STEPS = 16
+#: The step after which the node is killed, at the earliest: between two checkpoints, so that steps must be done again.
+LAST = 6
 #: Seconds that a run may take.
 PATIENCE = 1800
 #: A launcher that stays tells its address in the first round alone, unless this is set: one that is new would never
@@ -111,7 +113,7 @@ def run(folder: Path, nodes: list[tuple[str, str]]) -> dict[str, Any]:
     first, second = (
         _torchrun(nodes[i], nodes[0][1], configs["killed"], 29501, folder / f"killed-{i}.log") for i in (0, 1)
     )
-    while not list((folder / "killed" / "checkpoints").glob("step-*[0-9]")):
+    while max(_losses(folder / "killed"), default=0) < LAST:
         assert first.poll() is None, (folder / "killed-0.log").read_text()[-2000:]
         time.sleep(0.1)
     # Also the worker, which is in a session of its own and would train to the end without its launcher.

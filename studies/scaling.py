@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -40,9 +41,11 @@ PIXELS = 16 * 224 * 224 * 3
 GPUS_A_NODE = 8
 #: Seconds until a lost node is there again, and a lost driver has been started again.
 NODE_BACK, DRIVER_BACK = 600.0, 120.0
-#: Clips that are one event of a fleet's simulation: finer steps take longer and change nothing that is shown.
-STEP = 64
+#: Decoders, or models, that a fleet's simulation takes as one of as many times the speed, with as many groups in hand.
+TEAM = 8
 PART, GROUP = 64, 8
+#: Groups of the stages that are not timed.
+WARM_UP = 2
 
 
 def main() -> None:
@@ -76,12 +79,11 @@ def measure(folder: Path, clips: int) -> dict[str, float]:
     assert len(cores) >= 2, "two cores are needed"
     found = {f"run_{number}_cores": run(source, folder / f"rows-{number}", cores[:number]) for number in (1, 2)}
     os.sched_setaffinity(0, cores[:1])
-    found["decode_small"], found["answer"] = stages(folder / "rows-2")
+    found["decode_small"], found["answer"] = stages(source, folder / "small")
     long = folder / "long.txt"
     long.write_text("".join(f"{_long_clip(folder / f'long-{number}.mp4', number)}\n" for number in range(GROUP)))
     found["long_bytes"] = median(path.stat().st_size for path in folder.glob("long-*.mp4"))
-    run(long, folder / "rows-long", cores)
-    found["decode_long"], _ = stages(folder / "rows-long")
+    found["decode_long"], _ = stages(long, folder / "long")
     os.sched_setaffinity(0, cores)
     return {name: round(value, 2) for name, value in found.items()}
 
@@ -96,17 +98,22 @@ def run(source: Path, output: Path, cores: list[int]) -> float:
     return sum(rows for _, rows in written[1:]) / seconds if seconds else 0.0
 
 
-def stages(output: Path, groups: int = 32) -> tuple[float, float]:
-    """Return the clips/s of the two stages over the first groups of a run, each by itself, in this process."""
-    from sttm.corpus.manifest import FILE, Settings
+def stages(source: Path, folder: Path, groups: int = 32) -> tuple[float, float]:
+    """Return the clips/s of the two stages of a run, each by itself, in this process, over so many groups."""
+    from sttm.corpus import inputs
+    from sttm.corpus import run as engine
     from sttm.corpus.stages import Answer, Decode, groups_of
 
-    values = json.loads((output / FILE).read_text(encoding="utf-8"))["settings"]
-    settings = Settings(**values)
-    decode, answer = Decode(str(output), settings, 60.0, 4.0), Answer(settings, 1)
+    folder.mkdir()
+    videos = inputs.find(source)
+    settings = engine._settings(
+        engine.Request(source, folder, model="sttm-motion", batch_size=GROUP, part=PART, device="cpu"), videos
+    )
+    inputs.write(videos, folder, PART)
+    decode, answer = Decode(str(folder), settings, 60.0, 4.0), Answer(settings, 1)
     seconds: tuple[list[float], list[float]] = ([], [])
-    numbers = [group for part in range(-(-settings.videos // PART)) for group in groups_of(part, settings)][:groups]
-    for group in numbers[:1] * 2 + numbers:  # the first one twice, to warm up
+    numbers = [group for part in range(-(-settings.videos // PART)) for group in groups_of(part, settings)]
+    for group in islice(cycle(numbers), groups + WARM_UP):
         began = time.perf_counter()
         pixels = decode({"group": group})
         between = time.perf_counter()
@@ -114,7 +121,7 @@ def stages(output: Path, groups: int = 32) -> tuple[float, float]:
         for kind, value in zip(seconds, (between - began, time.perf_counter() - between), strict=True):
             kind.append(value)
     decode.reading.close()
-    return GROUP / median(seconds[0][2:]), GROUP / median(seconds[1][2:])
+    return GROUP / median(seconds[0][WARM_UP:]), GROUP / median(seconds[1][WARM_UP:])
 
 
 def _long_clip(path: Path, number: int) -> Path:
@@ -153,8 +160,8 @@ def fleets(measured: dict[str, float], tflops: float, storage_gb_s: float) -> It
                 nodes, decoders = gpus // GPUS_A_NODE, gpus * cores
                 storage_s = measured["long_bytes"] / (storage_gb_s * 1e9)
                 fleet = Fleet(
-                    decoders, gpus, 1 / measured["decode_long"], 1 / rate, storage_s, nodes, None, STEP,
-                    waiting=2 * decoders, part=1024,
+                    decoders // TEAM, gpus // TEAM, 1 / measured["decode_long"] / TEAM, 1 / rate / TEAM,
+                    storage_s, nodes, group=GROUP * TEAM, waiting=2 * decoders // TEAM, part=1024,
                 )  # fmt: skip
                 yield {"gpus": gpus, "compute": compute, "cores_a_gpu": cores} | costs(fleet, measured["long_bytes"])
 
@@ -171,7 +178,7 @@ def costs(fleet: Fleet, clip_bytes: float) -> dict[str, Any]:
         "hours": round(whole.seconds / 3600, 2),
         "clips_per_s": round(per_second),
         "read_gb_s": round(per_second * clip_bytes / 1e9, 3),
-        "waiting_gib_a_node": round(2 * fleet.decoders * GROUP * PIXELS / 2**30 / fleet.nodes, 1),
+        "waiting_gib_a_node": round(2 * fleet.decoders * fleet.group * PIXELS / 2**30 / fleet.nodes, 1),
         "busy": {kind: round(share, 3) for kind, share in whole.busy.items()},
         "bottleneck": max(whole.busy, key=lambda kind: whole.busy[kind]),
         "node_lost": {"minutes": round((node.seconds - whole.seconds) / 60, 1), "clips_redone": node.redone},
@@ -193,10 +200,10 @@ def table_of(found: dict[str, Any]) -> str:
     ]
     fleets = [
         (
-            f"{row['gpus']}", f"{row['compute']:g}", f"{row['cores_a_gpu']}", f"{row['hours']:.1f}", row["bottleneck"],
+            f"{row['gpus']}", f"{row['compute']:g}", f"{row['cores_a_gpu']}", f"{row['hours']:.2f}", row["bottleneck"],
             f"{row['busy']['models']:.0%}", f"{row['read_gb_s']:.2f}", f"{row['waiting_gib_a_node']:.0f}",
-            f"{row['node_lost']['minutes']:.0f} min, {row['node_lost']['clips_redone']:,} clips",
-            f"{row['driver_lost']['minutes']:.0f} min, {row['driver_lost']['clips_redone']:,} clips",
+            f"{row['node_lost']['minutes']:.1f} min, {row['node_lost']['clips_redone']:,} clips",
+            f"{row['driver_lost']['minutes']:.1f} min, {row['driver_lost']['clips_redone']:,} clips",
         )
         for row in found["fleets"]
     ]  # fmt: skip
@@ -208,8 +215,9 @@ def table_of(found: dict[str, Any]) -> str:
         markdown(heads, fleets),
     ]
     assumed = (
-        f"{found['clips']:,} clips of {of['long_bytes'] / 1e3:.0f} kB. Assumed: {found['tflops']:g} TFLOP/s a "
-        f"GPU, storage of {found['storage_gb_s']:g} GB/s, a node back after {NODE_BACK / 60:.0f} min, a driver after {DRIVER_BACK / 60:.0f} min."
+        f"{found['clips']:,} clips of {of['long_bytes'] / 1e3:.0f} kB, model VideoMAE-B. Assumed: {found['tflops']:g} "
+        f"TFLOP/s a GPU, storage of {found['storage_gb_s']:g} GB/s, a node back after {NODE_BACK / 60:.0f} min, a "
+        f"driver after {DRIVER_BACK / 60:.0f} min."
     )
     return "\n\n".join([*tables, assumed, sentence(found)]) + "\n"
 
