@@ -36,7 +36,7 @@ from tests.helpers import ROOT, tiny_model
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
     for path in (ROOT / "configs").rglob("*.yaml")
-    if path.name != "base.yaml" and not path.name.startswith("ut_interaction")
+    if path.name not in ("base.yaml", "ut_interaction.yaml", "grid_words.yaml")
 )
 PUBLIC = [name for name in CONFIGS if "/" in name]
 PLAIN = [name for name in PUBLIC if "-sttm" not in name]
@@ -270,6 +270,17 @@ def small_ut_interaction(folder: Path) -> None:
         csv.writer(file).writerows([("path", "label", "split", "label_id", "set", "sequence", "view"), *rows])
 
 
+def small_grid_words(folder: Path) -> None:
+    """Write two words and a letter in its three splits."""
+    rows = []
+    for i, split in enumerate(("train", "train", "train", "validation", "test") * 2):
+        for slot, label in (("colour", "blue"), ("digit", "two"), ("letter", "a")):
+            write_video(folder / "clips" / f"{i}_{slot}.mp4", "libx264", i)
+            rows.append((f"clips/{i}_{slot}.mp4", label, split, slot, str(i), 16))
+    with (folder / "annotations.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "slot", "sentence", "frames"), *rows])
+
+
 PROCESSORS = {"videomae": "VideoMAE", "timesformer": "VideoMAE", "vivit": "Vivit", "vjepa2": "VJEPA2"}
 
 
@@ -335,18 +346,32 @@ def test_takes_two_steps(name: str, training_folder: Path, monkeypatch: pytest.M
     assert backbone_of(model).clip_shape(model)[0] == settings.model.frames
 
 
-def test_ut_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of the real models on its scenes, six classes of seven; the header says what the others' say."""
+def check_real(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Check the header of a config of real clips; return the results of two steps of it, and of its other command."""
     from sttm.training.run import train
 
-    assert {"Command", "Data", "Hardware", "Time", "Reference", "Recipe", "Result"} <= header_of(
-        "ut_interaction.yaml"
-    ).keys()
-    small_ut_interaction(tmp_path / "shared" / "data" / "ut-interaction")
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
+    header = header_of(f"{name}.yaml")
+    assert {"Command", "Data", "Hardware", "Time", "Reference", "Recipe", "Result"} <= header.keys()
+    (folder / "project").mkdir()
+    monkeypatch.chdir(folder / "project")
     small = ["optimizer.epochs=null", "optimizer.steps=2", "optimizer.batch_size=4", "run.trackers=[]"]
-    merged = train(settings_of("ut_interaction.yaml", *small))
+    other = [part.split(" ")[0] for part in header["Command"].split("--set ")[1:]]
+    return [train(settings_of(f"{name}.yaml", *small, *changes)) for changes in ([], other)]
+
+
+def test_ut_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the real models on its scenes, six classes of seven."""
+    small_ut_interaction(tmp_path / "shared" / "data" / "ut-interaction")
+    merged, plain = check_real("ut_interaction", tmp_path, monkeypatch)
     assert (merged["clips"], merged["test"]["clips"], merged["steps"]) == (6, 6, 2) and 0.61 < merged["compute"] <= 0.62
-    plain = [part.split(" ")[0] for part in header_of("ut_interaction.yaml")["Command"].split("--set ")[1:]]
-    assert train(settings_of("ut_interaction.yaml", *small, *plain))["compute"] == 1
+    assert plain["compute"] == 1
+
+
+def test_grid_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the real models on its words, letters left out."""
+    small_grid_words(tmp_path / "shared" / "data" / "grid-words")
+    merged, still = check_real("grid_words", tmp_path, monkeypatch)
+    assert (merged["clips"], merged["test"]["clips"], merged["steps"]) == (12, 4, 2) and 0.34 < merged[
+        "compute"
+    ] <= 0.35
+    assert still["macs"] < merged["macs"]
