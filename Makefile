@@ -2,7 +2,7 @@
 #   make demo    the whole story in one run, offline: a table, and report.html
 #   make test    the tests, in under 15 minutes  make check   what a commit must pass
 #   make test-extended   those that take long: every family on every engine, kills, compilers, two nodes
-#   make bench   plain and merged, timed in turn   make docs    the site, in site/
+#   make bench   the tables of docs/performance.md, timed on this machine; make docs    the site, in site/
 #   make fuzz    mutated clips, lists, configs, models, checkpoints and shards: CASES=500 SEED=0
 #   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
@@ -30,8 +30,9 @@ check: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_imports.py -q
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not extended"
 
+# In under 15 minutes on two cores; the cost over frames takes some five more: studies/performance.py run frames
 bench: $(READY)
-	$(BIN)/sttm bench
+	$(BIN)/python studies/performance.py run models batches peers engines train
 
 # What the reader of docstrings says is a warning too, of which zensical knows nothing.
 docs: $(READY)

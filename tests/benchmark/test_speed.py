@@ -8,12 +8,15 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
+from sttm.benchmark import shapes
 from sttm.benchmark import speed as bench
+from sttm.benchmark.timing import in_turn
 from sttm.engines.engine import Engine
 from sttm.errors import SttmError
 
 ROW = {"model", "method", "compute", "macs", "batch", "dtype", "mode"}
-ROW |= {"latency_ms", "clips_per_s", "speedup", "over_eager", "ideal_speedup", "peak_memory_mb"}
+ROW |= {"latency_ms", "clips_per_s", "speedup", "over_eager", "ideal_speedup", "realised", "peak_memory_mb"}
+ROW |= {"merger_share"}
 
 
 def tiny() -> nn.Module:
@@ -38,7 +41,7 @@ def merged(tmp_path) -> str:
 
 
 def test_rows_say_what_was_run(plain, capfd):
-    result = bench.run([plain], ["sttm"], [1, 0.8, 0.5], batch=2, dtypes=["fp32", "bf16"], rounds=1)
+    result = bench.run([plain], ["sttm"], [1, 0.8, 0.5], batches=[2], dtypes=["fp32", "bf16"], rounds=1)
     assert set(result) == {"machine", "rows"} and all(set(row) == ROW for row in result["rows"])
     assert capfd.readouterr().out == ""
     model = tiny()
@@ -50,7 +53,10 @@ def test_rows_say_what_was_run(plain, capfd):
             assert target - 0.01 <= row["compute"] <= target and row["macs"] == round(row["compute"] * whole)
             assert row["ideal_speedup"] == pytest.approx(1 / row["compute"], abs=1e-3)
             assert (row["model"], row["batch"], row["mode"]) == (plain, 2, "eager")
-        assert rows[0]["speedup"] == 1
+        assert rows[0]["speedup"] == rows[0]["realised"] == 1 and rows[0]["merger_share"] == 0
+        for row in rows[1:]:
+            assert row["realised"] == pytest.approx(row["speedup"] / row["ideal_speedup"], abs=2e-3)
+            assert 0 < row["merger_share"] < 1
 
 
 def test_figures_are_medians_over_rounds_and_of_ratios(plain, monkeypatch):
@@ -60,7 +66,7 @@ def test_figures_are_medians_over_rounds_and_of_ratios(plain, monkeypatch):
         return next(rounds), [run() for run in runs]
 
     monkeypatch.setattr(bench, "in_turn", scripted)
-    first, second = bench.run([plain], ["sttm"], [0.5], batch=2, rounds=3)["rows"]
+    first, second = bench.run([plain], ["sttm"], [0.5], batches=[2], rounds=3)["rows"]
     assert first["latency_ms"] == {"p50": 4000, "p90": 5600} and first["clips_per_s"] == 0.5
     assert second["latency_ms"] == {"p50": 2000, "p90": 3600} and second["clips_per_s"] == 1
     assert second["speedup"] == 1.5  # the median of 4, 1.5, 1.5, and not 4 / 2
@@ -82,14 +88,31 @@ def test_engines_are_timed_in_one_turn(plain, monkeypatch):
     assert modes[::2] == [("eager", "fp32", "plain"), ("openvino", "fp32", "plain"), ("openvino", "int8", "plain")]
     assert [row["speedup"] for row in rows] == [1, 2, 1, 2, 1, 2]
     assert [row["over_eager"] for row in rows] == [1, 2, 2, 4, 8, 16]
-    assert [row["peak_memory_mb"] is None for row in rows] == [False, False, True, True, True, True]
+    for figure in ("peak_memory_mb", "merger_share"):
+        assert [row[figure] is None for row in rows] == [False, False, True, True, True, True]
+
+
+def test_each_batch_has_its_turns_and_peers_share_them(plain, monkeypatch):
+    turns = []
+
+    def counted(runs, turn, device):
+        turns.append(len(runs))
+        return in_turn(runs, turn, device)
+
+    steps = []
+    monkeypatch.setattr(bench, "in_turn", counted)
+    methods = ["sttm", "tome", "random"]
+    rows = bench.run([plain], methods, [0.5], batches=[1, 3], rounds=3, advance=lambda *of: steps.append(of))["rows"]
+    assert turns == [4] * 4 * 2  # the plain model and three methods; a warm-up and three rounds; two batches
+    assert [(row["batch"], row["method"]) for row in rows] == [(b, m) for b in (1, 3) for m in ("plain", *methods)]
+    assert set(steps) == {(1, len(steps))}
 
 
 def test_variants_share_weights_and_keep_to_themselves():
     model, clips = tiny(), torch.randn(1, 8, 3, 32, 32)
     with torch.no_grad():
         before = model(clips).logits
-        one, two = bench._variants(model, ["sttm"], [1, 0.5])
+        one, two = bench.make_variants(model, ["sttm"], [1, 0.5])
         merged, plain = two.model(clips).logits, one.model(clips).logits
     assert torch.equal(plain, before) and not torch.allclose(merged, before, atol=1e-6)
     weights = [[p.data_ptr() for p in variant.parameters()] for variant in (model, one.model, two.model)]
@@ -112,16 +135,16 @@ STANDARD = {  # millions of parameters, billions of multiply-adds: as published,
 }
 
 
-@pytest.mark.parametrize("name", bench.SHAPES)
+@pytest.mark.parametrize("name", shapes.SHAPES)
 def test_standard_shapes_are_what_their_names_say(name):
     with torch.device("meta"):
-        model = bench.SHAPES[name]()
+        model = shapes.SHAPES[name]()
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert (millions, sttm.macs(model) / 1e9) == pytest.approx(STANDARD[name], rel=0.005)
 
 
 def test_random_weights_are_called_so(monkeypatch):
-    monkeypatch.setattr(bench, "SHAPES", {"tiny": tiny})
+    monkeypatch.setattr(shapes, "SHAPES", {"tiny": tiny})
     (row,) = bench.run(["tiny"], [], [1], rounds=1)["rows"]
     assert row["model"] == "tiny (random weights)"
 
@@ -137,7 +160,9 @@ def test_random_weights_are_called_so(monkeypatch):
         ({"dtypes": ["fp8"]}, "unknown dtype 'fp8'"),
         ({"dtypes": ["fp32", "int8"]}, "engine eager has fp32 and bf16, not int8"),
         ({"engines": ["eager", "turbo"]}, "unknown engine 'turbo'"),
-        ({"batch": 0}, "batch=0"),
+        ({"batches": []}, "nothing to time"),
+        ({"engines": []}, "at least one engine"),
+        ({"batches": [2, 0]}, "batch=0"),
         ({"rounds": 0}, "rounds=0"),
     ],
 )
@@ -154,4 +179,4 @@ def test_a_full_memory_is_one_sentence(plain, monkeypatch):
 
     monkeypatch.setattr(bench, "_measure", full)
     with pytest.raises(SttmError, match="smaller batch"):
-        bench.run([plain], ["sttm"], [0.5], batch=512, rounds=1)
+        bench.run([plain], ["sttm"], [0.5], batches=[512], rounds=1)

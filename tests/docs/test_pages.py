@@ -42,6 +42,7 @@ RUN = {
     "docs/export.md",
     "docs/families.md",
     "docs/finetune.md",
+    "docs/performance.md",
     "docs/pictures.md",
     "docs/serve.md",
     "docs/stream.md",
@@ -306,6 +307,18 @@ def test_made_sets_read_by_the_commands_of_their_configs(kind: str, tmp_path: Pa
     assert (len(train.videos), len(test.videos)) == (18, 1)
     assert test.videos[0].label is not None
     assert train.direction_sensitive == (kind == "motion")
+
+
+def test_performance_page_times_peers_and_draws_them(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (command,) = blocks("docs/performance.md", "sh")
+    (said,) = typed(command)
+    assert all(name in said for name in ("plain", "sttm", "tome", "random", "realised", "merger"))
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.png"]
+    assert Path("bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_pictures_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:

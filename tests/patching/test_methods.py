@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sttm
 from sttm.backbones import backbone_of
 from sttm.backbones.base import patches
-from sttm.benchmark.speed import SHAPES
+from sttm.benchmark.shapes import SHAPES
 from sttm.merging import METHODS, spec_of
 from sttm.patching.api import install, plan_of
 from sttm.patching.plan import MergerPlan, Plan

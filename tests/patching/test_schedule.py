@@ -30,7 +30,7 @@ from transformers import (
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.benchmark.speed import SHAPES as STANDARD
+from sttm.benchmark.shapes import SHAPES as STANDARD
 from sttm.patching.schedule import find_plan
 from tests.helpers import answer
 

@@ -28,14 +28,15 @@ def in_turn(runs: Sequence[Callable[[], T]], turn: int, device: torch.device) ->
     results: dict[int, T] = {}
     for step in range(len(runs)):
         number = (turn + step) % len(runs)
-        _synchronize(device)
+        synchronize(device)
         started = time.perf_counter()
         results[number] = runs[number]()
-        _synchronize(device)
+        synchronize(device)
         seconds[number] = time.perf_counter() - started
     return [seconds[i] for i in range(len(runs))], [results[i] for i in range(len(runs))]
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for all kernels of a GPU; return at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
