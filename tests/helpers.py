@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -129,6 +130,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "vjepa2": vjepa2,
     "vit": vit,
 }
+#: One of each family, for what does not depend on TimeSformer's kind of attention.
+ONE_EACH = [name for name in FAMILIES if name not in ("timesformer-joint", "timesformer-space")]
 #: Families whose blocks are built as one of `FAMILIES`, for the parts of the contract that take little time; what takes
 #: long (threads, compilers, exporters, every method) runs on those that differ (`DISTINCT`).
 MORE: dict[str, Callable[[], Any]] = {
@@ -154,6 +157,11 @@ def lively(family: str, seed: int = 0) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def auto_class(model: Any) -> Any:
+    """Return transformers' auto class of classifiers such as this one."""
+    return getattr(transformers, f"AutoModelFor{type(model).__name__.partition('For')[2]}")
 
 
 def stir(model: Any) -> None:

@@ -39,9 +39,11 @@ RUN = {
     "README.md",
     "docs/batch.md",
     "docs/calibrate.md",
+    "docs/ecosystem.md",
     "docs/export.md",
     "docs/families.md",
     "docs/finetune.md",
+    "docs/lightning.md",
     "docs/performance.md",
     "docs/pictures.md",
     "docs/serve.md",
@@ -250,6 +252,33 @@ def test_trainer_page_works_as_written(tmp_path: Path, monkeypatch: pytest.Monke
     sttm.apply(fresh, compute=0.62, learned=True)
     still = [name for name, value in fresh.state_dict().items() if ".merger." in name and not value.any()]
     assert still and all(trained[name].any() for name in still)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks for a name that transformers deprecates
+def test_ecosystem_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(EXAMPLES / "bin.mp4", tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    found = blocks("docs/ecosystem.md", "python")
+    assert len(found) == 6
+    for code in found:
+        code = code.replace("file:///tmp/store", f"file://{tmp_path}/store")
+        exec(compile(code, "docs/ecosystem.md", "exec"), {"__name__": "page"})  # the page is ours
+    for folder in ("merged", "base", "adapted"):
+        assert sttm.macs(sttm.load(folder)) <= 0.62 * sttm.macs(sttm.load("sttm-motion-plain"))
+
+
+@pytest.mark.filterwarnings("ignore")  # few batches, few workers; and what Lightning calls that torch has deprecated
+def test_lightning_page_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="the extra dev brings lightning")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/lightning.md", "python")
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "docs/lightning.md", "exec"), names)  # the page is ours
+    trained, again = names["module"].model.state_dict(), names["again"].model.state_dict()
+    assert all(torch.equal(again[name].cpu(), value.cpu()) for name, value in trained.items())
+    fresh = names["Merged"]().model.state_dict()
+    assert any(".merger." in name and not torch.equal(value, again[name].cpu()) for name, value in fresh.items())
+    assert sttm.macs(sttm.load("merged")) == names["module"].plan.macs_after
 
 
 def sections() -> dict[str, tuple[str, str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,54 +177,12 @@ def test_gradients_reach_every_parameter(model: Any, learned: bool) -> None:
     assert [name for name in dead if not any(part in name for part in unused)] == []
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(model: Any, learned: bool, reentrant: bool) -> None:
-    sttm.apply(model, compute=0.6, learned=learned)
-    stir(model)
-    model.train()
-
-    def step() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model.zero_grad()
-        torch.manual_seed(3)
-        loss = answer(model, pixels(model)).square().sum()
-        loss.backward()
-        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    loss, gradients = step()
-    with warnings.catch_warnings():
-        # The name that every supported version knows; the newest calls it an alias.
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    again, recomputed = step()
-    torch.testing.assert_close(again, loss, rtol=0, atol=0)
-    assert gradients.keys() == recomputed.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
-
-
 def test_batch_of_two_is_two_of_one(model: Any, learned: bool) -> None:
     sttm.apply(model, compute=0.6, learned=learned)
     stir(model)
     both = logits(model, pixels(model))
     each = torch.cat([logits(model, clip) for clip in pixels(model).chunk(2)])
     torch.testing.assert_close(both, each, rtol=1e-4, atol=1e-5)
-
-
-@usual
-def test_bf16_autocast_is_finite(model: Any, learned: bool) -> None:
-    sttm.apply(model, compute=0.6, learned=learned)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = logits(model, pixels(model) * 30)
-    assert out.isfinite().all()
-
-
-@usual
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_are_finite(model: Any, learned: bool, dtype: torch.dtype) -> None:
-    model.to(dtype)
-    sttm.apply(model, compute=0.6, learned=learned)
-    out = logits(model, pixels(model).to(dtype))
-    assert out.dtype == dtype and out.isfinite().all()
 
 
 @usual
@@ -247,21 +204,6 @@ def test_two_merged_models_do_not_disturb_each_other(model: Any, learned: bool) 
     handle.remove()
     assert torch.equal(between, alone)
     assert torch.equal(logits(other, pixels(model, seed=5)), other_alone)
-
-
-@usual
-def test_deepcopy_stands_alone(model: Any, learned: bool) -> None:
-    plain, state = logits(model, pixels(model)), snapshot(model)
-    sttm.apply(model, compute=0.6, learned=learned)
-    stir(model)
-    merged = logits(model, pixels(model))
-    twin = copy.deepcopy(model)
-    sttm.remove(model)
-    assert snapshot(model) == state
-    assert torch.equal(logits(twin, pixels(model)), merged)
-    sttm.remove(twin)
-    assert torch.equal(logits(twin, pixels(model)), plain)
-    assert snapshot(twin)[1:] == state[1:]
 
 
 def test_saved_and_loaded_is_exact(model: Any, learned: bool, tmp_path: Path) -> None:
@@ -353,14 +295,6 @@ def compiled_logits(model: Any, backend: str) -> torch.Tensor:
     return logits(torch.compile(model, fullgraph=True, backend=backend), pixels(model))
 
 
-@costly
-def test_traces_as_one_graph(model: Any, learned: bool) -> None:
-    sttm.apply(model, compute=0.6, learned=learned)
-    stir(model)
-    eager = logits(model, pixels(model))
-    torch.testing.assert_close(compiled_logits(model, "aot_eager"), eager, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.extended
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("family", ["videomae", "vjepa2"])
@@ -371,17 +305,6 @@ def test_compiles_to_the_same_numbers(family: str, learned: bool) -> None:
     stir(model)
     eager = logits(model, pixels(model))
     torch.testing.assert_close(compiled_logits(model, "inductor"), eager, rtol=1e-4, atol=1e-5)
-
-
-@usual
-def test_state_dict_can_be_pickled(model: Any, learned: bool, tmp_path: Path) -> None:
-    sttm.apply(model, compute=0.6, learned=learned)
-    stir(model)
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    expected = logits(model, pixels(model))
-    stir(model)
-    model.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(logits(model, pixels(model)), expected)
 
 
 def test_unknown_model_names_the_families_and_the_way_out() -> None:

@@ -171,46 +171,6 @@ def test_another_forward_between_attention_and_mlp(family: str, method: str) -> 
     assert torch.equal(found[0], inner) and not local.steps
 
 
-@some_cases
-def test_traces_as_one_graph(family: str, method: str) -> None:
-    model = merged(family, method)
-    eager = logits(model, pixels(model))
-    torch._dynamo.reset()
-    compiled = logits(torch.compile(model, fullgraph=True, backend="aot_eager"), pixels(model))
-    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
-
-
-@some_cases
-def test_export(family: str, method: str) -> None:
-    model, name = merged(family, method), lively(family).main_input_name
-    shapes = None if family == "vivit" else {name: {0: torch.export.Dim("batch", min=2, max=64)}}
-    exported = torch.export.export(model, (), {name: pixels(model)}, dynamic_shapes=shapes)
-    clips = pixels(model, 2 if family == "vivit" else 3, seed=5)
-    torch.testing.assert_close(exported.module()(**{name: clips}).logits, logits(model, clips), rtol=1e-4, atol=1e-5)
-
-
-@some_cases
-@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and tracing warns of every shape
-def test_jit_trace(family: str, method: str) -> None:
-    model = merged(family, method)
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (pixels(model),), strict=False, check_trace=False)
-        found = traced(pixels(model, seed=3))
-    found = found["logits"] if isinstance(found, dict) else found[0]
-    torch.testing.assert_close(found, logits(model, pixels(model, seed=3)), rtol=1e-4, atol=1e-5)
-
-
-@some_cases
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks for a name that transformers deprecates
-def test_lora_on_every_linear_layer(family: str, method: str) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = merged(family, method)
-    expected = logits(model, pixels(model))
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    torch.testing.assert_close(logits(adapted.eval(), pixels(model)), expected)
-
-
 class Closed(VideoMAE):
     """A family of one's own that does not say where its MLP is."""
 

@@ -165,15 +165,6 @@ def test_the_base_by_itself(model: Any) -> None:
     assert len(maps) == 3 * len(mergers) and local.states == []
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no batching rule for fused attention
-def test_vmap_is_a_loop(model: Any) -> None:
-    clips = torch.stack([pixels(model, 1, seed) for seed in range(3)])
-    with torch.no_grad():
-        found = torch.func.vmap(lambda clip: answer(model, clip))(clips)
-        expected = torch.stack([answer(model, clip) for clip in clips])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_trace_sees_its_own_thread_only_and_stops(model: Any) -> None:
     mergers = len(sttm.patching.api.plan_of(model).mergers)
     stop, started = threading.Event(), threading.Event()
