@@ -153,6 +153,20 @@ def test_a_closed_pipe_ends_quietly(small_model, clips):
     assert not run.stderr
 
 
+@pytest.mark.parametrize("stdout", [">&-", "> /dev/full"])
+def test_an_stdout_that_takes_nothing_is_a_sentence_and_no_success(stdout):
+    for command in ("--version", "configs"):
+        shell = [*STTM, command, stdout]
+        run = subprocess.run(["bash", "-c", " ".join(shell)], env=ENVIRONMENT, capture_output=True, text=True)
+        assert run.returncode == 2 and re.fullmatch(r"sttm: (stdout: )?(Bad file|No space).*\n", run.stderr), run
+
+
+def test_errors_without_an_stderr_reach_no_stdout():
+    shell = f"{' '.join(STTM)} configs show x 2>&-"
+    run = subprocess.run(["bash", "-c", shell], env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 2 and not run.stdout
+
+
 def test_completion_knows_commands_and_options():
     for words, wanted in (("sttm pre", "predict"), ("sttm predict --mod", "--model"), ("sttm data ", "check")):
         names = {"_STTM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -12,7 +12,7 @@ import pytest
 from sttm.errors import SttmError
 from sttm.synth.clips import SCENE_CLASSES, design, render
 from sttm.synth.motions import CHANNELS, MOTION_CLASSES, MOTIONS, ORDERS, circle, visit
-from sttm.synth.videos import SynthSettings, make, video_path
+from sttm.synth.videos import SynthSettings, encode, make, video_path
 
 SMALL = {"frames": 8, "size": 32}
 
@@ -237,3 +237,11 @@ def test_folders_that_cannot_be(motion: Path, tmp_path: Path) -> None:
             make(hopeless, settings)
     with pytest.raises(SttmError, match="cannot be written"):
         make(Path("/proc/made"), settings)
+
+
+def test_a_video_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path: Path):
+    (taken := tmp_path / "a.mp4").mkdir()
+    (taken / "x").touch()
+    with pytest.raises(OSError, match="directory"):
+        encode(np.zeros((2, 32, 32, 3), np.uint8), taken)
+    assert list(tmp_path.iterdir()) == [taken]

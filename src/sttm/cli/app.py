@@ -46,7 +46,7 @@ def _with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
         set_verbosity(quiet=quiet, verbose=verbose)
         try:
             function(**values)
-            sys.stdout.flush()
+            _flush_stdout()
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
@@ -89,15 +89,21 @@ def before_any_command(
 
 def main() -> None:
     """Run the command line; a mistake that the user can fix is one sentence on stderr and exit code 2."""
+    _open_what_is_closed()
     set_verbosity()
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         code = _run()
     try:
-        sys.stdout.flush()
+        _flush_stdout()
     except BrokenPipeError:
         _close_stdout()
         code = CLOSED
+    except OSError as error:
+        if not code:
+            complain(f"{error.filename}: {error.strerror}")
+        _close_stdout()
+        code = code or 2
     sys.exit(code)
 
 
@@ -134,6 +140,31 @@ def _complain_of_usage(error: typer.TyperException) -> None:
     near = did_you_mean(wrong, known)
     advice = f"see {'sttm' if context is None else context.command_path} --help"
     complain(f"{what[0].lower()}{what[1:]}; {near}{' ' if near else ''}{advice}")
+
+
+def _open_what_is_closed() -> None:
+    """Put streams in the place of those that the caller closed, so that no file of ours gets their numbers.
+
+    What is written to such a stdout fails as any write to a closed file does; what is written to stderr goes nowhere.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, mode), number)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
+def _flush_stdout() -> None:
+    """Write what is still to be written; raise OSError, which names stdout, if that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def _close_stdout() -> None:

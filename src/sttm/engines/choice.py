@@ -78,8 +78,11 @@ def fastest(model: nn.Module, dtype: str, batch: int, note: Callable[[str], None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({"engine": chosen, "seconds": seconds, "of": facts}, indent=2) + "\n")
-        part.replace(file)
+        try:
+            part.write_text(json.dumps({"engine": chosen, "seconds": seconds, "of": facts}, indent=2) + "\n")
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         note(f"the choice of engine cannot be kept in {file.parent} ({error.strerror})")
     return engines[chosen]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -168,12 +169,19 @@ def check_packages(format: Format) -> None:
 
 
 def write(evaluation: Evaluation, folder: Path, summary: dict[str, Any], format: Format = "csv") -> None:
-    """Write summary.json, predictions.csv or .parquet, and where there are labels per_class.csv and confusion.png."""
-    _write_table(folder / f"predictions.{format}", evaluation.predictions)
-    if evaluation.top1.total:
-        _write_table(folder / "per_class.csv", evaluation.per_class)
-        draw(evaluation, folder / "confusion.png")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    """Write summary.json, predictions.csv or .parquet, and where there are labels per_class.csv and confusion.png.
+
+    The files appear when all of them are written; if one cannot be, those of an earlier evaluation stay as they were.
+    """
+    with TemporaryDirectory(prefix=".sttm-", dir=folder) as name:
+        part = Path(name)
+        _write_table(part / f"predictions.{format}", evaluation.predictions)
+        if evaluation.top1.total:
+            _write_table(part / "per_class.csv", evaluation.per_class)
+            draw(evaluation, part / "confusion.png")
+        (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        for file in sorted(part.iterdir()):
+            file.replace(folder / file.name)
 
 
 def draw(evaluation: Evaluation, path: Path) -> None:

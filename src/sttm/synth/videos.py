@@ -88,17 +88,20 @@ def _seconds(settings: SynthSettings) -> int:
 def encode(pictures_THW3: NDArray[np.uint8], path: Path) -> None:
     """Write pictures as an h264 mp4 at 8 frames a second; the file appears only when it is complete."""
     part = path.with_suffix(".part")
-    with av.open(str(part), "w", format="mp4") as container:
-        # One thread, or the bytes depend on the machine. Key frames only, or the first frame would differ from the
-        # others in quality, and shuffled frames would tell where the video began.
-        options = {"preset": "veryfast", "crf": "20", "threads": "1", "g": "1"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width = pictures_THW3.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for picture in pictures_THW3:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    part.replace(path)
+    try:
+        with av.open(str(part), "w", format="mp4") as container:
+            # One thread, or the bytes depend on the machine. Key frames only, or the first frame would differ from the
+            # others in quality, and shuffled frames would tell where the video began.
+            options = {"preset": "veryfast", "crf": "20", "threads": "1", "g": "1"}
+            stream = container.add_stream("libx264", rate=FPS, options=options)
+            stream.height, stream.width = pictures_THW3.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for picture in pictures_THW3:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write(folder: Path, settings: SynthSettings, index: int) -> None:

@@ -124,6 +124,17 @@ def test_transparent_pixels_are_laid_over_white(tmp_path):
     assert frame_CHW[:, 0, 7].tolist() == [244, 224, 214]  # a fifth of the colour, four fifths of white
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_every_level_of_every_alpha_is_rounded_over_white(swapped):
+    alpha, level = np.meshgrid(np.arange(256), np.arange(256))
+    image = np.stack([level, 255 - level, level // 2, alpha], -1).astype(np.uint8)
+    colours, share = image[..., :3].astype(float), image[..., 3:] / 255
+    wanted = np.round(colours * share + 255 * (1 - share))
+    given = image[..., [2, 1, 0, 3]] if swapped else image
+    assert np.array_equal(decode._over_white(given, swapped), wanted)
+    assert np.array_equal(decode._over_white(given[:, 255:], swapped), image[:, 255:, :3])  # opaque
+
+
 def test_a_size_that_changes_on_the_way_is_scaled_and_told(tmp_path):
     packets = io.BytesIO()
     for size in (64, 32):  # two elementary streams, one behind the other, are one stream that changes

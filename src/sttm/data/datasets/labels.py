@@ -25,6 +25,8 @@ class Classes:
     """From the number in lists to the index in `names`: they differ where a file counts from 1 or skips numbers."""
     origin: str
     """The file that names them, for messages."""
+    first: int = 0
+    """The number that this file gives the first of them; those of lists count from 0."""
 
     @classmethod
     def of(cls, names: Iterable[str], origin: str) -> Classes:
@@ -92,7 +94,7 @@ def read_labels(path: Path) -> Classes:
         if twice:
             raise SttmError(f"{path} gives {twice[0]!r} twice; every class needs its own name and number")
     first = min(numbers[0], 1)  # 1 in classInd.txt
-    return Classes(names, {number - first: index for index, number in enumerate(numbers)}, str(path))
+    return Classes(names, {number - first: index for index, number in enumerate(numbers)}, str(path), numbers[0])
 
 
 def _from_json(path: Path, text: str) -> list[tuple[int, str]]:

@@ -81,6 +81,7 @@ def read_split(data: DataSettings, name: SplitName, *, tolerant: bool = False) -
     sensitive = data.direction_sensitive
     if sensitive is None:
         sensitive = all(name.isdecimal() for name in classes) or bool(directional(classes))
+    _warn_of_numbers(selected.annotations, every, split.list)
     if selected.skipped:
         warnings.warn(skipped_files(str(selected.root), selected.skipped), stacklevel=2)
     return VideoSet(tuple(videos), classes, tuple(missing), selected.format, sensitive, selected.skipped)
@@ -192,6 +193,14 @@ def _class_index(annotation: Annotation, classes: Classes, *, needed: bool) -> i
         advice = classes.nearest(annotation.label)
         raise SttmError(f"{annotation.where} has the label {annotation.label!r}, {known}; {advice}")
     return index
+
+
+def _warn_of_numbers(annotations: list[Annotation], classes: Classes, listed: Path) -> None:
+    """Warn where the numbers of a list, which count from 0, may as well be those of a file that does not."""
+    numbers = {str(annotation.label) for annotation in annotations if annotation.label is not None} - {*classes.names}
+    if classes.first and numbers and "0" not in numbers and all(number.isdecimal() for number in numbers):
+        what = f"the numbers of {listed} are read as counting from 0, those of {classes.origin} from {classes.first}"
+        warnings.warn(f"{what}, and no video has 0: give the names of classes where that is wrong", stacklevel=3)
 
 
 def _refuse_missing(data: DataSettings, name: SplitName, missing: list[str], num_found: int) -> None:

@@ -20,6 +20,8 @@ _FREE_SAMPLES = 2**14  # allowed in a file of any size
 _BYTES_PER_SAMPLE = 2  # at least, on average
 _FREE_PIXELS = 2**23  # of one frame, allowed in a file of any size: 4K
 _PIXELS_PER_BYTE = 2**14  # at most: one colour in 8K, as VP9 codes it, has two thirds of this
+_FREE_CLIP_PIXELS = 2**28  # of all frames of a clip, allowed in a file of any size: 32 frames of 4K, 8 of 8K
+_CLIP_PIXELS_PER_BYTE = 2**16  # at most: 16 frames of one colour in 8K, as VP9 codes them, have 60 % of this
 _MAX_INDEX_BYTES = 2**27
 _MAX_TABLES = 16  # of one kind in one track, which needs one
 
@@ -31,6 +33,11 @@ def check_pixels(name: object, width: int, height: int, num_bytes: int) -> None:
         raise SttmError(f"{size}, more than the {MAX_PIXELS:,} allowed; scale it down first")
     if pixels > max(_FREE_PIXELS, _PIXELS_PER_BYTE * num_bytes):
         raise SttmError(f"{size} but only {num_bytes:,} bytes, too few for one; make or download it again")
+
+
+def most_frames(width: int, height: int, num_bytes: int) -> int:
+    """Return how many frames of this size may be decoded for one clip of a file of `num_bytes`; at least one."""
+    return max(max(_FREE_CLIP_PIXELS, _CLIP_PIXELS_PER_BYTE * num_bytes) // max(width * height, 1), 1)
 
 
 def check_tables(name: object, file: BinaryIO) -> None:

@@ -21,7 +21,7 @@ from sttm.data.video.timeline import Timeline
 Prepare = Callable[[Tensor], Tensor]
 """Turns a frame, uint8 CHW, into the pictures KCHW to keep of it, such as its crops."""
 
-_BLOCK = 256  # rows that are drawn over white at once
+_BLOCK = 16  # rows that are drawn over white at once: few enough for a cache
 #: A frame and its side data refer to each other in PyAV: frames of more pixels (50 MB and more) are collected at once.
 LARGE = 2**24
 
@@ -166,10 +166,13 @@ class ToTensor:
         if (frame.width, frame.height) != self.size:
             self.warnings = (f"the size of the frames changes: all are scaled to {width}x{height}",)
         has_alpha = any(component.is_alpha for component in frame.format.components)
-        pixel_format = "rgba" if has_alpha else "rgb24"
-        image_HWC = _pixels(frame.reformat(width, height, pixel_format, threads=1))
+        # GIF decodes to bgra: the order of the colours changes as it is drawn, without a copy of the frame.
+        swapped = frame.format.name == "bgra" and (frame.width, frame.height) == self.size
+        if not swapped:
+            frame = frame.reformat(width, height, "rgba" if has_alpha else "rgb24", threads=1)
+        image_HWC = _pixels(frame)
         if has_alpha:
-            image_HWC = _over_white(image_HWC)
+            image_HWC = _over_white(image_HWC, swapped=swapped)
         self.orientation = self.orientation or orientation(frame)
         quarter_turns, mirrored = self.orientation
         image_HWC = np.rot90(image_HWC[:, ::-1] if mirrored else image_HWC, quarter_turns)
@@ -186,12 +189,24 @@ def _pixels(frame: Any) -> np.ndarray:
     return rows[:, : frame.width * pixel_bytes].reshape(frame.height, frame.width, pixel_bytes)
 
 
-def _over_white(image_HWC: np.ndarray) -> np.ndarray:
-    """Draw RGBA pixels over white, in blocks of rows, as 16 bits a level take much memory."""
+def _over_white(image_HWC: np.ndarray, swapped: bool = False) -> np.ndarray:
+    """Draw RGBA pixels, or BGRA ones if `swapped`, over white.
+
+    It goes by blocks of rows, as 16 bits a level take much memory, and blends none that are opaque.
+    """
     drawn_HWC = np.empty((*image_HWC.shape[:2], 3), np.uint8)
     for start in range(0, len(image_HWC), _BLOCK):
-        block = image_HWC[start : start + _BLOCK]
-        alpha = block[..., 3:].astype(np.uint16)
-        over_white = block[..., :3] * alpha + 255 * (255 - alpha)
-        drawn_HWC[start : start + _BLOCK] = (over_white + 127) // 255
+        block, drawn = image_HWC[start : start + _BLOCK], drawn_HWC[start : start + _BLOCK]
+        colours, alpha = block[..., 2::-1] if swapped else block[..., :3], block[..., 3:]
+        if alpha.min() == 255:
+            drawn[:] = colours
+            continue
+        # 255 * white + alpha * (colour - white), over 255 and rounded, which this does without a division.
+        blended = colours.astype(np.uint16)
+        blended *= alpha
+        blended += np.multiply(255 - alpha, 255, dtype=np.uint16)
+        blended += 128
+        blended += blended >> 8
+        blended >>= 8
+        drawn[:] = blended
     return drawn_HWC

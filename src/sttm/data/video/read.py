@@ -103,7 +103,7 @@ def read(
             not kept; there is then one Clip a view and picture, the pictures of a view in a row.
 
     Raises:
-        SttmError: if the file cannot be opened or yields no frame.
+        SttmError: if the file cannot be opened, yields no frame, or is too small for so many frames of their size.
     """
     cached = cache.get(file) if cache is not None else None
     timeline = cached.timeline if cached is not None else read_timeline(file)
@@ -111,6 +111,9 @@ def read(
     while True:
         indices_VT = sample_indices(timeline.times, sampling, rng)
         wanted = sorted({i for indices_T in indices_VT for i in indices_T})
+        if len(wanted) > timeline.most_frames:
+            few = f"{file} has too few bytes for {len(wanted)} frames of its size"
+            raise SttmError(f"{few}, of which {timeline.most_frames} may be decoded; scale it down first")
         decoded = cached.select(timeline, wanted, prepare) if cached else _decode(file, timeline, wanted, prepare)
         errors = max(errors, decoded.errors)
         if len(decoded.pictures_KCHW) == len(wanted):

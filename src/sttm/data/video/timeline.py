@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sttm.data.video.claims import most_frames
 from sttm.data.video.container import FileLike, Packets, duration_seconds, no_frames, open_stream
 
 _EXACT_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that state when each frame is shown
@@ -22,6 +23,8 @@ class Timeline:
     """Indices of the key frames; empty where seeking to one may be inexact."""
     exact: bool = False
     """Whether each time belongs to one frame, so that frames are known by their times and not by their number."""
+    most_frames: int = 2**31
+    """Number of frames that may be decoded for one clip, by their size and that of the file."""
 
     def index(self, number: int, time: int | None) -> int | None:
         """Return the index of a decoded frame, by its time or else its number; None for one that is not expected."""
@@ -56,6 +59,7 @@ def read_timeline(path: FileLike) -> Timeline:
             announced=max(stream.frames - num_hidden, 0) or _announced_by_duration(container, stream, len(times)),
             keys=tuple(sorted(index[stamp] for stamp in key_stamps)) if exact else (),
             exact=exact,
+            most_frames=most_frames(stream.codec_context.width, stream.codec_context.height, container.size),
         )
 
 
