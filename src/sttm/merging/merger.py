@@ -85,4 +85,4 @@ class TokenMerger(TokenReducer):
     def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         """Assign each token to its most similar object, and each meta token to its own: shares of 0 and 1 [B F M L]."""
         slot_BFL = cosine_BFML.max(2).indices.scatter(-1, meta_BFM, self.slot_M.expand_as(meta_BFM))
-        return torch.zeros_like(cosine_BFML).scatter_(2, slot_BFL[:, :, None], 1.0)
+        return torch.zeros_like(cosine_BFML).scatter(2, slot_BFL[:, :, None], 1.0)
