@@ -152,7 +152,8 @@ class NoveltySelector(Selector):
     def forward(self, x_BFLC: Tensor, position_BFL3: Tensor) -> tuple[Tensor, Tensor]:
         product_BFLL = x_BFLC @ x_BFLC.transpose(-1, -2)
         square_BFL = product_BFLL.diagonal(dim1=-2, dim2=-1)
-        meta_BFM = self._most_novel(product_BFLL.detach(), square_BFL.detach(), position_BFL3, x_BFLC.shape[-1])
+        # No gradient goes through indices, so that nothing is kept for one.
+        meta_BFM = self._most_novel(product_BFLL, square_BFL, position_BFL3, x_BFLC.shape[-1])
         to_unit_BFL = square_BFL.clamp(min=TINY_SQUARE).rsqrt()
         to_unit_BFM1 = to_unit_BFL.gather(-1, meta_BFM)[..., None]
         return meta_BFM, take(product_BFLL, meta_BFM) * to_unit_BFM1 * to_unit_BFL[..., None, :]
