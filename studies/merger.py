@@ -22,11 +22,10 @@ from harness.runs import RESULTS, commit
 from harness.tables import Row, markdown, show_in_docs
 from harness.training import device
 from torch import nn
-from transformers import AutoConfig, AutoModelForVideoClassification
 
 import sttm
 from sttm.backbones import backbone_of
-from sttm.benchmark.speed import SHAPES
+from sttm.benchmark.shapes import SHAPES, shape
 from sttm.devices import machine
 from sttm.merging.tokens import Tokens
 
@@ -35,17 +34,12 @@ COMPUTES = (0.62, 0.4)
 ROUNDS = 5
 
 
-def _shape(family: str, **settings: int) -> nn.Module:
-    model: nn.Module = AutoModelForVideoClassification.from_config(AutoConfig.for_model(family, **settings))
-    return model
-
-
 #: The models, on the meta device: only their shapes count.
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "VideoMAE-B, 16 x 224": SHAPES["videomae-b"],
     "V-JEPA 2 L, 16 x 256": SHAPES["vjepa2-l"],
-    "V-JEPA 2 L, 64 x 256": lambda: _shape("vjepa2", frames_per_clip=64),
-    "TimeSformer-B, 16 x 448": lambda: _shape("timesformer", num_frames=16, image_size=448),
+    "V-JEPA 2 L, 64 x 256": lambda: shape("vjepa2", 174, frames_per_clip=64),
+    "TimeSformer-B, 16 x 448": lambda: shape("timesformer", num_frames=16, image_size=448),
 }
 
 
