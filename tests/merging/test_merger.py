@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import Motion, motion_input
 from sttm.merging.reducer import Reduced
-from sttm.merging.tokens import Tokens
+from sttm.merging.tokens import Tokens, grid_positions
 from tests.merging.helpers import cell
 
 MODES = [
@@ -27,6 +31,16 @@ modes = pytest.mark.parametrize(
     "mode", MODES, ids=lambda m: f"{'learned' if m['learned'] else 'as-is'}-{m['selector']}"
 )
 B, T, H, W, C, F, M = 2, 4, 4, 5, 12, 2, 6
+
+
+class OperationCount(TorchDispatchMode):
+    """Count the operations that run inside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def merger(mode: dict, *, stirred: bool = True, **changes) -> TokenMerger:
@@ -377,3 +391,35 @@ def test_motion_input_is_well_conditioned() -> None:
 
     assert condition(path.flatten(-2)) > 500
     assert condition(motion_input(path, sure, size)[..., :-1]) < 50
+
+
+@modes
+def test_a_merger_of_a_known_grid_does_the_same_with_fewer_operations(mode: dict) -> None:
+    sizes: dict[str, Any] = dict(dim=C, frames=F, tokens=M, frames_in=T, tokens_in=H * W)
+    torch.manual_seed(0)
+    known = TokenMerger(**sizes, **mode, grid_in=(H, W))
+    other = TokenMerger(**sizes, **mode)
+    other.load_state_dict(known.state_dict())
+    given_ = tokens(dtype=torch.float32, sized=False)
+    with OperationCount() as few:
+        merged, who = known(given_)
+    with OperationCount() as many:
+        expected, map_ = other(given_)
+    assert torch.equal(merged.x_BTSC, expected.x_BTSC) and torch.equal(merged.position_BTS3, expected.position_BTS3)
+    assert torch.equal(who.assignment, map_.assignment)
+    assert few.count < many.count - 15 or mode["selector"] == "stride"
+
+
+def test_known_positions_keep_their_precision_and_follow_the_module() -> None:
+    known = TokenMerger(C, F, M, frames_in=T, tokens_in=H * W, grid_in=(H, W))
+    exact = grid_positions(T, H, W)
+    for module in (known.bfloat16(), copy.deepcopy(known)):
+        assert module.positions is not None and torch.equal(module.positions(), exact)
+    known.to("meta")
+    assert known.positions is not None and known.positions().is_meta
+
+
+def test_tokens_that_something_has_merged_are_no_known_grid() -> None:
+    known = TokenMerger(C, F, M, frames_in=T, tokens_in=H * W, grid_in=(H, W))
+    with pytest.raises(SttmError, match=r"takes tokens of a 4 x 5 grid that nothing has merged; make them by"):
+        known(tokens(dtype=torch.float32))

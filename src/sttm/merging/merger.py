@@ -34,6 +34,7 @@ class TokenMerger(TokenReducer):
         tokens: slots in each frame out, M.
         frames_in: frames in, T (default: `frames`).
         tokens_in: tokens in each frame in, S; needed for tracing and export.
+        grid_in: height and width of a frame in, for a merger whose tokens nothing has merged before.
         learned: adds the motion feature, which has to be trained.
         selector: how meta tokens are chosen: "novelty" (the default), or "stride" where all windows have to keep the
             same positions.
@@ -55,7 +56,8 @@ class TokenMerger(TokenReducer):
     slot_M: Tensor
 
     def setup(self) -> None:
-        self.selector = SELECTORS[self.selector_name or self.default_selector](self.tokens, self.length)
+        position_FL3 = None if self.positions is None else self.positions().view(self.frames, -1, 3)
+        self.selector = SELECTORS[self.selector_name or self.default_selector](self.tokens, self.length, position_FL3)
         self.register_buffer("slot_M", torch.arange(self.tokens), persistent=False)
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
@@ -72,7 +74,9 @@ class TokenMerger(TokenReducer):
         weight_BFML = mass_BFML * size_BFM.reciprocal()[..., None]
         z_BFMC = weight_BFML.to(x_BFLC.dtype) @ x_BFLC
         centroid_BFM3 = weight_BFML @ position_BFL3
-        return Reduced(z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML, meta_BWK=meta_BFM)
+        return Reduced(
+            z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML, meta_BWK=meta_BFM, feature_BWLC=feature_BFLC
+        )
 
     def macs(self, frames: int, tokens: int) -> int:
         length = frames // self.frames * tokens

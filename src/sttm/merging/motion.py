@@ -68,14 +68,18 @@ class Motion(nn.Module):
         Returns:
             path_BWOT2, and certainty_BWOT1 from 0 to 1.
         """
-        feature_BWLC, meta_BWK, objects = standardised(x_BWLC), reduced.meta_BWK, reduced.x_BWOC.shape[2]
+        meta_BWK, objects = reduced.meta_BWK, reduced.x_BWOC.shape[2]
+        feature_BWLC = reduced.feature_BWLC
+        if feature_BWLC is None:
+            feature_BWLC = standardised(x_BWLC)
+            feature_BWLC = centred(feature_BWLC, feature_BWLC)
         if meta_BWK is not None and meta_BWK.shape[2] == objects:
             object_BWOC = take(feature_BWLC, meta_BWK)
         else:
-            object_BWOC = standardised(reduced.x_BWOC)
-        unit_BWLD = self._unit(centred(feature_BWLC, feature_BWLC))
+            object_BWOC = centred(standardised(reduced.x_BWOC), standardised(x_BWLC))
+        unit_BWLD = self._unit(feature_BWLC)
         # [B W O D] -> [B R D]
-        query_BRD = self._unit(centred(object_BWOC, feature_BWLC)).flatten(1, 2)
+        query_BRD = self._unit(object_BWOC).flatten(1, 2)
         query_BRD = query_BRD * self.log_tau.to(query_BRD.dtype).neg().exp()
         # [B R D] x [B D N] -> [B R N] -> [B T R S]
         alike_BRN = query_BRD @ unit_BWLD.flatten(1, 2).transpose(1, 2)

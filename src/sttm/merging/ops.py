@@ -48,7 +48,7 @@ def rows(index_BFK: Tensor, length: int) -> Tensor:
     """Turn indices into windows of `length` into row numbers of a table of all windows: [B F K] -> [B*F*K]."""
     B, F, _ = index_BFK.shape
     window_BF1 = torch.arange(B * F, device=index_BFK.device).view(B, F, 1)
-    return (index_BFK + window_BF1 * length).flatten()
+    return torch.add(index_BFK, window_BF1, alpha=length).flatten()
 
 
 def take(x_BFLC: Tensor, index_BFK: Tensor) -> Tensor:

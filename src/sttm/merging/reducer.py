@@ -19,7 +19,7 @@ from sttm.errors import SttmError, shown
 from sttm.merging.motion import Motion
 from sttm.merging.ops import averages, take, without_autocast
 from sttm.merging.spec import MethodSpec
-from sttm.merging.tokens import MergeMap, Tokens
+from sttm.merging.tokens import GridPositions, MergeMap, Tokens
 
 
 @dataclass
@@ -35,6 +35,8 @@ class Reduced:
         rest: -1 where the other tokens are dropped.
         path_BWOT2: the path of each slot (see `MergeMap.trajectory`).
         weight_BWL: the weight of each token in the average that its slot is (see `MergeMap.weight`).
+        feature_BWLC: the tokens' features, standardised and then centred on their window, for the motion feature; None
+            where the method has not worked them out.
     """
 
     x_BWOC: Tensor
@@ -46,6 +48,7 @@ class Reduced:
     rest: int = -1
     path_BWOT2: Tensor | None = None
     weight_BWL: Tensor | None = None
+    feature_BWLC: Tensor | None = None
 
     @classmethod
     def to_kept(cls, x_BWLC: Tensor, position_BWL3: Tensor, meta_BWK: Tensor) -> Reduced:
@@ -89,6 +92,8 @@ class TokenReducer(nn.Module, ABC):
         frames_in: frames in, T (default: `frames`).
         tokens_in: tokens in each frame in, S. Where it is given, all tables are made once, with the module, and
             the forward can be traced and exported.
+        grid_in: height and width of a frame in, for tokens that nothing has merged before: their positions, and what
+            follows from these alone, are then made once.
         learned: adds the trainable parts; a method that has none is the same with it.
         motion: adds the motion feature to the slots, which any method can have (default: the merger has it if learned).
         selector: how meta tokens are chosen, for a method that has a choice.
@@ -115,6 +120,7 @@ class TokenReducer(nn.Module, ABC):
         *,
         frames_in: int | None = None,
         tokens_in: int | None = None,
+        grid_in: tuple[int, int] | None = None,
         learned: bool = False,
         selector: str | None = None,
         motion: bool | None = None,
@@ -134,6 +140,8 @@ class TokenReducer(nn.Module, ABC):
         self.length = None if self.tokens_in is None else self.frames_in * self.tokens_in // self.windows
         #: Marks a state dict as that of a reduced model, and says on which grid.
         self.register_buffer("grid", torch.tensor([self.frames_in, self.tokens_in or -1, frames, tokens]))
+        self.grid_in = grid_in
+        self.positions = None if grid_in is None else GridPositions(self.frames_in, *grid_in)
         self.setup()
         wanted = self.spec.moves and learned if motion is None else motion
         self.motion = self.motion_type(dim, self.frames_in) if wanted else None
@@ -256,6 +264,11 @@ class TokenReducer(nn.Module, ABC):
                 f"this {self.name} module takes {self.frames_in} frames of {per_frame} tokens of width {self.dim} "
                 f"and got {T} frames of {S} tokens of width {C}; "
                 "make it for that grid, or give sttm.apply the clip_shape that you use"
+            )
+        if self.grid_in is not None and tokens.grid != self.grid_in:
+            raise SttmError(
+                f"this {self.name} module takes tokens of a {self.grid_in[0]} x {self.grid_in[1]} grid that nothing "
+                "has merged; make them by Tokens.of_grid, or leave grid_in out"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

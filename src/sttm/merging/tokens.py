@@ -7,9 +7,10 @@ M slots in a frame out, C width; 3 = (t, y, x), each scaled to [-1, 1].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sttm.errors import SttmError
 from sttm.merging.ops import averages, take
@@ -36,8 +37,17 @@ class Tokens:
     grid: tuple[int, int] | None = None
 
     @classmethod
-    def of_grid(cls, x_BTSC: Tensor, height: int, width: int, prefix_BPC: Tensor | None = None) -> Tokens:
+    def of_grid(
+        cls,
+        x_BTSC: Tensor,
+        height: int,
+        width: int,
+        prefix_BPC: Tensor | None = None,
+        position_TS3: Tensor | None = None,
+    ) -> Tokens:
         """Return tokens that nothing has merged yet: size one each, on a regular grid in row-major order.
+
+        `position_TS3` is what `grid_positions` returns, for those who have it already.
 
         Raises:
             SttmError: if the tokens of a frame do not fill the height x width grid.
@@ -48,7 +58,8 @@ class Tokens:
                 f"{S} tokens in a frame are not a {height} x {width} grid; give the height and width of their grid"
             )
         size_BTS = torch.ones(B, T, S, dtype=torch.float32, device=x_BTSC.device)
-        position_TS3 = grid_positions(T, height, width, x_BTSC.device)
+        if position_TS3 is None:
+            position_TS3 = grid_positions(T, height, width, x_BTSC.device)
         return cls(x_BTSC, size_BTS, position_TS3.expand(B, T, S, 3), prefix_BPC, grid=(height, width))
 
     def __repr__(self) -> str:
@@ -69,6 +80,26 @@ def grid_positions(frames: int, height: int, width: int, device: torch.device | 
     t, y, x = torch.meshgrid(axis(frames), axis(height), axis(width), indexing="ij")
     # [T H W] x 3 -> [T S 3]
     return torch.stack((t, y, x), dim=-1).flatten(1, 2)
+
+
+class GridPositions(nn.Module):
+    """The positions of a regular token grid, made once: in float32, whatever the model around it is cast to."""
+
+    position_TS3: Tensor
+
+    def __init__(self, frames: int, height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("position_TS3", grid_positions(frames, height, width), persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.position_TS3
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GridPositions:
+        exact_TS3 = self.position_TS3
+        super()._apply(fn, recurse)
+        if not exact_TS3.is_meta:
+            self.position_TS3 = exact_TS3.to(self.position_TS3.device)
+        return self
 
 
 @dataclass

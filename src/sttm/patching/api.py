@@ -191,9 +191,9 @@ def _record(model: nn.Module, what: str) -> Merged:
 def _build(backbone: Backbone, model: nn.Module, plan: Plan) -> list[nn.Module]:
     """Return the mergers, on the device and in the precision of the block of each."""
     built: list[nn.Module] = []
-    for merger in plan.mergers:
+    for number, merger in enumerate(plan.mergers):
         weight = next(backbone.blocks(model)[merger.layer].parameters())
-        module = build_merger(backbone, model, plan, merger)
+        module = build_merger(backbone, model, plan, merger, None if number else backbone.grid(model, plan.clip_shape))
         built.append(module.to(device=weight.device, dtype=weight.dtype).train(model.training))
     return built
 

@@ -110,12 +110,12 @@ class Merger(HandOn):
         super().__init__(key, layer.keyword, layer.position)
         self.backbone, self.grid, self.merger, self.spec, self.kept = backbone, grid, merger, spec, kept
 
-    def tokens(self, hidden_BNC: Tensor, slots: Slots | None) -> Tokens:
-        """Return the hidden states as tokens; those of the plain grid where there are no slots yet."""
+    def tokens(self, module: Any, hidden_BNC: Tensor, slots: Slots | None) -> Tokens:
+        """Return the hidden states as tokens of a merger; those of the plain grid where there are no slots yet."""
         frames, tokens = self.merger.frames_before, self.merger.tokens_before
         x_BTSC, prefix_BPC = self.backbone.split(hidden_BNC, frames, tokens, self.grid.prefix)
         if slots is None:
-            return Tokens.of_grid(x_BTSC, self.grid.height, self.grid.width, prefix_BPC)
+            return Tokens.of_grid(x_BTSC, self.grid.height, self.grid.width, prefix_BPC, module.positions())
         return Tokens(x_BTSC, slots.size_BFM, slots.position_BFM3, prefix_BPC)
 
     def slots(self, tokens: Tokens) -> Slots:
@@ -140,10 +140,11 @@ class MergeBefore(Merger):
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         state = current(self.key)
-        tokens = self.tokens(args[0], state.slots)
+        merger = getattr(module, MERGER)
+        tokens = self.tokens(merger, args[0], state.slots)
         if self.spec.reads == "pixels" and state.slots is None and state.pixels is not None:
             tokens.cue_BTSD = patches(state.pixels, self.grid)
-        merged, merge_map = getattr(module, MERGER)(tokens, mapped=bool(state.maps) or self.kept)
+        merged, merge_map = merger(tokens, mapped=bool(state.maps) or self.kept)
         self.record(state, merge_map, self.slots(merged))
         hidden_BNC = self.join(merged.x_BTSC, merged.prefix_BPC)
         return self.hand_on(module, (hidden_BNC, *args[1:]), kwargs, state.slots)
@@ -160,10 +161,10 @@ class MergeInside(Merger):
 
     def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give the block its slots and a new step."""
-        slots = current(self.key).slots
+        merger, slots = getattr(module, MERGER), current(self.key).slots
         if slots is None:
-            slots = self.backbone.slots(self.tokens(args[0], None), self.grid, sized=False)
-        step = Step(getattr(module, MERGER), self.spec.reads, current(self.key).slots)
+            slots = self.backbone.slots(self.tokens(merger, args[0], None), self.grid, sized=False)
+        step = Step(merger, self.spec.reads, current(self.key).slots)
         handed = StepSlots(slots.size_BFM, slots.position_BFM3, slots.log_size_BN, slots.prefix, step)
         return self.hand_on(module, args, kwargs, handed)
 
@@ -197,7 +198,7 @@ class MergeInside(Merger):
         """Find what merges with what; no gradient goes through the choice, nor through the weights."""
         frames, tokens = self.merger.frames_before, self.merger.tokens_before
         assert step.cue_BNE is not None, "attention ran without its slots"
-        given = self.tokens(hidden_BNC, step.before)
+        given = self.tokens(step.merger, hidden_BNC, step.before)
         cue_BNE = step.cue_BNE[:, : hidden_BNC.shape[1]]  # without tokens that the layer put behind the others
         given.cue_BTSD, _ = self.backbone.split(cue_BNE, frames, tokens, self.grid.prefix)
         merged, step.map = step.merger(given, moved=False)
@@ -212,7 +213,7 @@ class MergeInside(Merger):
             return slots_BNC
         x_BFMC, prefix_BPC = self.backbone.split(slots_BNC, *step.map.grid[1], self.grid.prefix)
         merged = Tokens(x_BFMC, step.after.size_BFM, step.after.position_BFM3)
-        return self.join(merger.move(self.tokens(hidden_BNC, step.before), merged), prefix_BPC)
+        return self.join(merger.move(self.tokens(merger, hidden_BNC, step.before), merged), prefix_BPC)
 
     def _averages(self, hidden_BNC: Tensor, merge_map: MergeMap) -> Tensor:
         """Average the hidden states of the tokens of each slot."""

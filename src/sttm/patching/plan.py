@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sttm.backbones.base import Backbone, ClipShape
+from sttm.backbones.base import Backbone, ClipShape, Grid
 from sttm.merging import TokenReducer, method_named, spec_of
 
 #: How a plan is read from JSON (see `sttm.patching.saving`).
@@ -111,12 +111,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def build_merger(backbone: Backbone, model: nn.Module, plan: Plan, merger: MergerPlan) -> TokenReducer:
-    """Return the module of one planned merger."""
+def build_merger(
+    backbone: Backbone, model: nn.Module, plan: Plan, merger: MergerPlan, grid: Grid | None = None
+) -> TokenReducer:
+    """Return the module of one planned merger; `grid` is that of the tokens where nothing has merged before."""
+    fresh = None if grid is None else (grid.height, grid.width)
     return method_named(plan.method)(
         backbone.width(model), merger.frames, merger.tokens, frames_in=merger.frames_before,
-        tokens_in=merger.tokens_before, learned=plan.learned, selector=plan.selector, motion=plan.motion,
-        cue_dim=backbone.head_width(model) if merger.inside else None,
+        tokens_in=merger.tokens_before, grid_in=fresh, learned=plan.learned, selector=plan.selector,
+        motion=plan.motion, cue_dim=backbone.head_width(model) if merger.inside else None,
         depth=merger.layer / len(backbone.blocks(model)),
     )  # fmt: skip
 
