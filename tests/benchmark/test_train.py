@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_mistakes_are_told_before_any_step(
 
 def test_a_process_that_dies_is_one_sentence(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def died(*_: Any) -> None:
-        raise train.BrokenProcessPool
+        raise BrokenProcessPool
 
     monkeypatch.setattr(train, "_measure", died)
     with pytest.raises(SttmError, match="want of memory; use a smaller batch size"):

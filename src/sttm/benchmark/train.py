@@ -17,7 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -174,18 +174,18 @@ class Step:
     def __init__(self, model: nn.Module, batch: int, dtype: str, device: torch.device) -> None:
         self.model, self.device, self.dtype = model.to(device).train(), device, dtype_of(dtype)
         self.optimizer = make_optimizer(model, OptimizerSettings(steps=1))
-        backbone, config = backbone_of(model), model.config
+        backbone, config = backbone_of(model), cast(Any, model.config)
         draw = torch.Generator().manual_seed(0)
         shape = backbone.pixels_shape(batch, backbone.clip_shape(model))
         self.pixels_BTCHW = torch.randn(shape, generator=draw).to(device)
-        self.labels_B = torch.randint(config.num_labels, (batch,), generator=draw).to(device)  # type: ignore[arg-type]
+        self.labels_B = torch.randint(config.num_labels, (batch,), generator=draw).to(device)
 
     def __call__(self) -> list[float]:
         """Take a step; return the seconds of its parts."""
         times = [self._now()]
         loss = self._loss()
         times.append(self._now())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         times.append(self._now())
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -202,10 +202,10 @@ class Step:
         _give_back()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        before = _resident("VmRSS")
+        resident = _resident("VmRSS")
         self()
         most = _resident("VmHWM")
-        return None if before is None or most is None else most - before
+        return None if resident is None or most is None else most - resident
 
     @property
     def loaded(self) -> int:
