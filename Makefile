@@ -3,12 +3,13 @@
 #   make test    the tests, in under 15 minutes  make check   what a commit must pass
 #   make test-extended   those that take long: every family on every engine, kills, compilers, two nodes
 #   make bench   the tables of docs/performance.md, timed on this machine; make docs    the site, in site/
-#   make fuzz    mutated clips, lists, configs, models, checkpoints and shards: CASES=500 SEED=0
+#   make fuzz    mutated clips, lists, configs, models, checkpoints, shards, commands, requests: CASES=5000 SEED=0
+#   make audit   known faults of the pinned packages: fails where there are any, or where the data cannot be reached
 #   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-extended check bench docs fuzz test-install
+.PHONY: demo test test-extended check bench docs fuzz audit test-install
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -40,10 +41,14 @@ docs: $(READY)
 	  test $$code -eq 0 && ! echo "$$said" | grep -q '^griffe:'
 
 # At most an hour, however many cases; 5,000 take about ten minutes on two cores.
-CASES ?= 500
+CASES ?= 5000
 SEED ?= 0
+OUT ?= $(CURDIR)/results/fuzz
 fuzz: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python studies/fuzz.py run --cases $(CASES) --seed $(SEED) --out $(OUT)
+
+audit: $(READY)
+	$(BIN)/python tests/audit.py
 
 test-install: $(READY)
 	$(BIN)/python tests/install.py

@@ -14,12 +14,13 @@ import sttm
 from sttm import models
 from sttm.data.loader import read_ahead
 from sttm.data.video.video import VIDEO_SUFFIXES, Video
+from sttm.engines.engine import ENGINES, available, make_engine
 from sttm.evaluation.inference import forward
 from tests.helpers import ROOT
 
 EXAMPLES = Path(sttm.__file__).parent / "bundled" / "examples"
 #: What the page promises for each line of its table: how far logits may move.
-BOUNDS = {"batch": 1e-5, "threads": 1e-5, "bf16": 0.05}
+BOUNDS = {"batch": 1e-5, "threads": 1e-5, "bf16": 0.05, "engines": 1e-3}
 
 
 @pytest.fixture(scope="module", params=["sttm-words-plain", "sttm-words"])
@@ -67,7 +68,17 @@ def test_bf16(model_and_clips) -> None:
     assert 0 < (exact - coarse).abs().max() <= BOUNDS["bf16"] * exact.abs().max()
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
+def test_engines(engine: str, model_and_clips) -> None:
+    _, model, clips = model_and_clips
+    if engine not in available("fp32", torch.device("cpu")):
+        pytest.skip(f"{engine} cannot run here")
+    found = forward(make_engine(engine, model), clips)
+    assert (found - forward(model, clips)).abs().max() <= BOUNDS["engines"]
+
+
 def test_the_page_has_these_bounds() -> None:
     table = (ROOT / "docs" / "determinism.md").read_text(encoding="utf-8").split("\n\n")[2]
     said = [float(number) / (100 if sign else 1) for number, sign in re.findall(r"within (\S+?)( %)? ", table)]
-    assert said == [BOUNDS["batch"], BOUNDS["threads"], BOUNDS["bf16"]]
+    assert said == [BOUNDS["batch"], BOUNDS["threads"], BOUNDS["bf16"], BOUNDS["engines"]]

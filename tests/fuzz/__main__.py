@@ -1,4 +1,4 @@
-"""Mutate clips, lists, configs, models, checkpoints and shards, and judge what sttm makes of each.
+"""Mutate clips, lists, configs, models, checkpoints, shards and commands, and judge what sttm makes of each.
 
     python -m tests.fuzz --cases 5000 --seed 0 --out results/fuzz/cases.json
 
@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,22 +29,20 @@ def main() -> None:
     options.add_argument("--keep", type=Path, help="folder for the cases that are faults")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
+    from tests.fuzz.made import about, write
+
     with TemporaryDirectory(prefix="sttm-fuzz-") as folder:
         counts = run(Path(folder), range(given.first, given.first + given.cases), given.seed, given.minutes, given.keep)
-    print(json.dumps(counts, indent=1))
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    sys.exit(int(bool(counts["faults"])))
+    write(about(given.seed) | counts, given.out)
 
 
 def run(folder: Path, numbers: range, seed: int, minutes: float = 60.0, keep: Path | None = None) -> dict[str, Any]:
     """Make and judge the cases of some numbers, and return the counts and the faults."""
     from tests.fuzz import cases, seeds
-    from tests.fuzz.judge import Judge
+    from tests.fuzz.judge import OUTCOMES, Judge
 
     judge, deadline = Judge(seeds.make(folder)), time.monotonic() + 60 * minutes
-    counts: Counter[str] = Counter()
+    kinds: dict[str, dict[str, int]] = {}
     faults = []
     for number in numbers:
         if time.monotonic() > deadline:
@@ -54,8 +51,9 @@ def run(folder: Path, numbers: range, seed: int, minutes: float = 60.0, keep: Pa
         place.mkdir()
         case = cases.make(number, seed, folder, place)
         verdict = judge.judge(case)
-        counts["cases"] += 1
-        counts[f"{case.kind}: {verdict.outcome}"] += 1
+        count = kinds.setdefault(case.kind, dict.fromkeys(("tried", *OUTCOMES), 0))
+        count["tried"] += 1
+        count[verdict.outcome] += 1
         if verdict.is_fault:
             faults.append({"number": number, "kind": case.kind, "outcome": verdict.outcome, "said": verdict.said})
             print(json.dumps(faults[-1]), file=sys.stderr, flush=True)
@@ -65,7 +63,8 @@ def run(folder: Path, numbers: range, seed: int, minutes: float = 60.0, keep: Pa
             if path.is_file() and not path.is_symlink():
                 path.chmod(0o600)
         shutil.rmtree(place)
-    return {"seed": seed, **dict(sorted(counts.items())), "faults": faults}
+    cases_tried = sum(count["tried"] for count in kinds.values())
+    return {"seed": seed, "cases": cases_tried, "kinds": dict(sorted(kinds.items())), "faults": faults}
 
 
 if __name__ == "__main__":

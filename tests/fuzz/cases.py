@@ -18,6 +18,7 @@ import yaml
 from sttm.model_folder import INDEX, WEIGHTS
 from sttm.patching.saving import PLAN_FILE
 from sttm.training import checkpoints
+from tests.fuzz import commands
 from tests.fuzz.values import changed_bytes, changed_json, odd_text
 
 #: Names of files that mean something elsewhere, and of members of a tar.
@@ -245,6 +246,8 @@ KINDS: dict[str, tuple[Make, int]] = {
     "merged": (_merged, 5),
     "checkpoint": (_checkpoint, 2),
     "shard": (_shard, 3),
+    "numbers": (commands.make_numbers, 1),
+    "command": (commands.make, 2),
 }
 
 

@@ -1,7 +1,8 @@
 """Judge cases: each in a process of its own, with limits of time and memory, by the product's own functions.
 
 A case is answered, or refused in one sentence. Anything else is a fault: another exception, a sentence that is none, a
-crash, a hang, memory beyond the limit, scores that are not finite, or a damaged checkpoint that passes for a whole one.
+crash, a hang, memory beyond the limit, a file half written, or an answer that is silently wrong: a score that is none,
+a path outside of the root, a damaged checkpoint that passes for a whole one, a class taken for another.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ from sttm.config.sections import DataSettings, SplitSettings
 from sttm.corpus import inputs
 from sttm.data.datasets.video_set import read_split
 from sttm.errors import SttmError
-from sttm.evaluation.inference import scores
+from sttm.evaluation.evaluate import match_classes
+from sttm.evaluation.inference import labels_of, scores
 from sttm.evaluation.predict import find_videos, predict_files
 from sttm.training import checkpoints
+from tests.fuzz import commands
 from tests.fuzz.cases import Case
 
 #: Seconds of processor, seconds by the clock, and bytes above what the process has, that one case may take.
 CPU, WALL, MEMORY = 30, 240, 3 * 2**30
+#: What may become of a case; all but the first two are faults.
+OUTCOMES = ("answered", "refused", "crash", "hang", "memory", "exception", "sentence", "rows", "wrong")
 #: Characters that a sentence may have, twice what two quotations of 300 need.
 LONGEST = 2000
 
@@ -50,7 +55,7 @@ class Verdict:
 
     @property
     def is_fault(self) -> bool:
-        return self.outcome not in ("answered", "refused")
+        return self.outcome not in OUTCOMES[:2]
 
 
 class Judge:
@@ -58,6 +63,8 @@ class Judge:
 
     def __init__(self, seeds: Path) -> None:
         self.model, self.preprocess = models.load_with_preprocess(seeds / "plain")
+        step = seeds / "run" / "checkpoints" / "step-00000004"
+        self.checkpoint = {file.name: file.read_bytes() for file in step.iterdir()}
         fixed = torch.Generator().manual_seed(0)
         self.noise = torch.randint(0, 256, (8, 3, 48, 64), generator=fixed, dtype=torch.uint8)
         self.entries: dict[str, Callable[[str], Verdict]] = {
@@ -70,6 +77,8 @@ class Judge:
             "merged": self._model,
             "checkpoint": self._checkpoint,
             "shard": self._shard,
+            "numbers": self._numbers,
+            "command": self._command,
         }
 
     def judge(self, case: Case) -> Verdict:
@@ -174,7 +183,35 @@ class Judge:
         if found is None:
             return Verdict("answered", "no checkpoint")
         models.load(found.path)
+        for file in found.path.iterdir():
+            whole = self.checkpoint.get(file.name)
+            if file.name not in (checkpoints.PROGRESS, checkpoints.HASHES) and file.read_bytes() != whole:
+                if checkpoints._hash(file) not in self._said_by_hashes(found.path):
+                    return Verdict("wrong", f"{file.name} is damaged")
         return Verdict("answered")
+
+    @staticmethod
+    def _said_by_hashes(folder: Path) -> str:
+        return (folder / checkpoints.HASHES).read_text(encoding="utf-8")
+
+    def _numbers(self, path: str) -> Verdict:
+        list_, named = Path(path), commands.names_file(Path(path))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            videos = read_split(DataSettings(test=SplitSettings(list=list_), labels=named), "test", tolerant=True)
+        if any("counting from 0" in str(warning.message) for warning in warned):
+            return Verdict("answered", "with a warning")
+        own, classes = match_classes(videos, labels_of(self.model)), labels_of(self.model)
+        truth = commands.truth(list_)
+        for video in videos.videos:
+            label, name = video.label, truth[Path(video.path).name]
+            taken = None if label is None else classes[own[label]]
+            if taken != name:
+                return Verdict("wrong", f"{name!r} is scored as {taken!r}")
+        return Verdict("answered")
+
+    def _command(self, path: str) -> Verdict:
+        return Verdict(*commands.run(Path(path)))
 
     def _shard(self, path: str) -> Verdict:
         return self._records(inputs.find(Path(path)))

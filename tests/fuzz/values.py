@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 #: What is put in the place of a value.
-ODD: list[Any] = [None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**30, -(2**63), 0.5, -0.0, 1e30, 1e308]
+ODD: list[Any] = [None, True, False, -1, 0, 1, 3, 10**6, 2**31, 2**63, 10**30, -(2**63), 0.5, -0.0, 1e30, 1e308]
 ODD += [math.nan, math.inf, "", "x", "0", "1", "x" * 5000, "../../etc/passwd", "/dev/zero", "a\nb", "%s%n%d", "\0"]
 ODD += ["\ud800", "nan", "${HOME}", [], [1], [[]], ["x", None], [0] * 1000, {}, {"a": 1}, {"": {}}]
 ODD += [{"model_type": "vit"}, {"!!python/object": "id"}]
@@ -60,9 +60,7 @@ def changed_json(text: str, rng: random.Random) -> str:
         case 0 if isinstance(holder, dict):
             del holder[key]
         case 1 if isinstance(holder, dict):
-            holder[rng.choice(["x", "", "a" * 400, "auto_map", "_attn_implementation", "quantization_config"])] = odd(
-                rng
-            )
+            holder[rng.choice(KEYS)] = odd(rng)
         case 2:
             return _dumps(odd(rng))
         case _:

@@ -5,29 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sttm.errors import SttmError
-from sttm.serving.engine import Engine, Limits
+from sttm.serving.engine import Engine
 from tests.helpers import ROOT
 
 pytest.importorskip("gradio", reason="the extra serve brings gradio")
 # What gradio and its server still call is deprecated; files of theirs are closed late.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
-
-
-@pytest.fixture(scope="module")
-def served(small_model) -> Iterator[tuple[str, Path]]:
-    """The address of a page, and the folder of its uploads."""
-    from sttm.serving.app import serving
-
-    with serving(Engine([str(small_model)], Limits(megabytes=1)), 0) as address:
-        folder = Path(os.environ["GRADIO_TEMP_DIR"])
-        yield address, folder
-    assert not folder.exists()
 
 
 def focus(page, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ HOST = "127.0.0.1"
 WAITING = 16
 #: How often old uploads are looked for, and how old they may become, in seconds.
 CLEANED = (60, 900)
+
+NO_REQUEST = "this is no request of this page: it takes an uploaded video, a model, a method and a compute"
 
 CSS = """
 footer { display: none !important; } .answers { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }
@@ -34,7 +37,7 @@ def build(engine: Engine) -> Any:
 
     classify = guarded(engine)
     first = next(iter(engine.names))
-    with gr.Blocks(title="sttm", analytics_enabled=False, delete_cache=CLEANED) as page:
+    with _blocks()(title="sttm", analytics_enabled=False, delete_cache=CLEANED) as page:
         allowed = f"{engine.limits.megabytes:g} MB and {engine.limits.seconds:g} seconds"
         gr.Markdown(f"# What merging does to a video\nChoose one of up to {allowed}; it stays on this machine.")
         # With audio, Gradio hands the file on as it is; without, it would need the program ffmpeg.
@@ -77,6 +80,40 @@ def build(engine: Engine) -> Any:
     return page
 
 
+def _blocks() -> Any:
+    """Return the class of the page: Gradio's, which answers an odd request in a sentence that says nothing of it.
+
+    Gradio itself would print where its code failed, and answer with paths of this machine.
+    """
+    import gradio as gr
+
+    class Blocks(gr.Blocks):
+        async def process_api(self, *values: Any, **options: Any) -> dict[str, Any]:
+            try:
+                return await super().process_api(*values, **options)
+            except gr.Error as error:
+                error.print_exception = False
+                raise
+            except Exception as error:
+                raise gr.Error(NO_REQUEST, print_exception=False) from error
+
+    return Blocks
+
+
+async def _refuse(*_: Any) -> Any:
+    """Answer a request whose JSON is wrong, without what was sent, which may be no text."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"detail": NO_REQUEST}, status_code=422)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Return whether a record of the server is more than an upload that its sender broke off."""
+    from starlette.requests import ClientDisconnect
+
+    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
+
+
 def guarded(engine: Engine) -> Callable[[str | None, str, str, float], Answer]:
     """Return what classifies for the page: whatever goes wrong is an SttmError that shows nothing of the machine."""
 
@@ -105,14 +142,17 @@ def serving(engine: Engine, port: int) -> Iterator[str]:
         # Gradio reads these when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         import gradio as gr
+        from fastapi.exceptions import RequestValidationError
 
         own = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
         page = build(engine).queue(max_size=WAITING, default_concurrency_limit=1)
         try:
             _, address, _ = page.launch(
                 server_name=HOST, server_port=port or None, prevent_thread_lock=True, quiet=True, share=False,
-                show_error=True, enable_monitoring=False, ssr_mode=False, css=CSS, theme=own,
+                show_error=False, enable_monitoring=False, ssr_mode=False, css=CSS, theme=own,
                 max_file_size=int(4e6 * engine.limits.megabytes),
+                app_kwargs={"exception_handlers": {RequestValidationError: _refuse}},
             )  # fmt: skip
         except OSError as error:
             raise SttmError(f"port {port} is taken; give another one with --port") from error

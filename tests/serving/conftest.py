@@ -1,0 +1,22 @@
+"""A page that listens, for all tests of a module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sttm.serving.engine import Engine, Limits
+
+
+@pytest.fixture(scope="module")
+def served(small_model) -> Iterator[tuple[str, Path]]:
+    """The address of a page, and the folder of its uploads."""
+    from sttm.serving.app import serving
+
+    with serving(Engine([str(small_model)], Limits(megabytes=1)), 0) as address:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        yield address, folder
+    assert not folder.exists()

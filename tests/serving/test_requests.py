@@ -1,0 +1,48 @@
+"""Requests that no browser would send, a few of those of `tests.fuzz.page`: each is answered or refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra serve brings gradio")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
+
+
+@pytest.mark.extended
+def test_odd_slow_and_many_requests_are_answered_or_refused(served, small_model: Path, clips: Path):
+    from tests.fuzz.page import run
+    from tests.fuzz.requests import Page
+
+    address, uploads = served
+    page = Page(address, uploads, small_model.name, (str(small_model), sys.prefix))
+    counts = run(page, (clips / "a.mp4").read_bytes(), 0, requests=60, uploads=20, slow=3)
+    assert not counts["faults"]
+    assert counts["too large: refused"] == 1
+    # One is classified at a time and 16 wait: with the one that just ended, at most a few more are answered.
+    assert counts["at once: answered"] >= 16 and counts["at once: answered"] + counts.get("at once: refused", 0) == 20
+
+
+def test_a_path_that_was_never_uploaded_and_json_that_is_no_text_are_refused_without_a_word_of_the_machine(served):
+    from tests.fuzz.requests import API, Page
+
+    address, uploads = served
+    page = Page(address, uploads, "m", (str(Path.cwd()),))
+    file = {"path": "~/.ssh/id_rsa", "meta": {"_type": "gradio.FileData"}}
+    said = page.classify(json.dumps({"data": [file, "m", "sttm", 0.6]}).encode())
+    assert b"event: error" in said.body and b"this is no request of this page" in said.body and not page.fault(said)
+    surrogate = page.ask("POST", f"{API}/queue/join", b'"\\ud800"')
+    assert surrogate.status == 422 and b"this is no request of this page" in surrogate.body
+
+
+def test_an_answer_that_shows_the_machine_is_a_fault(tmp_path: Path):
+    from tests.fuzz.requests import Answer, Page
+
+    page = Page("http://127.0.0.1:1", tmp_path / "uploads", "m", (str(tmp_path),))
+    assert page.fault(Answer(200, f"{tmp_path}/model".encode())) and page.fault(Answer(500, b""))
+    assert page.fault(Answer(422, b"Traceback (most recent call last)")) and page.fault(Answer(200, b"root:x:0:0"))
+    assert page.fault(Answer(0, b"")) and not page.fault(Answer(503, b"Queue is full"))
+    assert not page.fault(Answer(200, f"{tmp_path}/uploads/clip.mp4".encode()))
