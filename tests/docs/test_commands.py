@@ -15,7 +15,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "studies"))
     import commands  # type: ignore[import-not-found]
 
-    return commands  # type: ignore[no-any-return]
+    return commands
 
 
 def test_the_page_is_what_the_parser_says(script: ModuleType) -> None:
