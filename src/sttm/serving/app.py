@@ -101,7 +101,7 @@ def _blocks() -> Any:
 
 
 async def _refuse(*_: Any) -> Any:
-    """Answer a request whose JSON is wrong, without what was sent, which may be no text."""
+    """Answer a request whose JSON is wrong or names no function of the page, without what was sent."""
     from starlette.responses import JSONResponse
 
     return JSONResponse({"detail": NO_REQUEST}, status_code=422)
@@ -152,7 +152,7 @@ def serving(engine: Engine, port: int) -> Iterator[str]:
                 server_name=HOST, server_port=port or None, prevent_thread_lock=True, quiet=True, share=False,
                 show_error=False, enable_monitoring=False, ssr_mode=False, css=CSS, theme=own,
                 max_file_size=int(4e6 * engine.limits.megabytes),
-                app_kwargs={"exception_handlers": {RequestValidationError: _refuse}},
+                app_kwargs={"exception_handlers": {RequestValidationError: _refuse, KeyError: _refuse}},
             )  # fmt: skip
         except OSError as error:
             raise SttmError(f"port {port} is taken; give another one with --port") from error
