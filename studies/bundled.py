@@ -5,13 +5,14 @@ tracks that synthetic videos come with; this head is dropped), then on the class
 one with the learned merger put in, tuned. The figures are of clips of another seed, made after every choice. All stages
 go on where they stopped.
 
-How to run, from the project's root (see results/bundled/figures.json for the machine and the seconds it took):
-    python studies/bundled.py data shared plain report --clips 16000
-    python studies/bundled.py data merged report --clips 4000
+A grid of 8 x 8 x 8 tokens, that of the models in the package, is large enough that merging saves time, and slow to
+train: these models start from a plain one on a grid of 8 x 5 x 5, which is not in the package. It has the same blocks;
+its patch embedding is resized. (The one that those in the package started from was trained by AdamW alone, at commit
+9447f1d.)
 
-The models that are in the package have the size "small". "large" has a grid of 8 x 8 x 8 tokens, large enough that
-merging saves time; it was not trained yet (hours on two cores), and replaces the small one when it is:
-    python studies/bundled.py data shared plain merged report --size large
+How to run, from the project's root (see results/bundled/figures.json for the machine and the seconds it took):
+    python studies/bundled.py data shared plain --size small
+    python studies/bundled.py data shared plain merged report
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from harness.bundle import BUNDLE, figures_of, write_cards, write_figures, write_model
 from harness.data import CACHE as STUDIES_CACHE
 from harness.synthetic import MIRRORED_TRACKS, TRACKS, changed_classes, track_targets
-from harness.training import autocast, order, train
+from harness.training import autocast, optimizers_of, order, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
@@ -42,20 +43,20 @@ from sttm.synth.videos import SynthSettings, make
 
 @dataclass(frozen=True)
 class Size:
-    """The size of both models and of their clips, and what the merged one spends.
+    """The size of the models and of their clips, and how they are trained.
 
     Attributes:
         resize: the side that clips are resized to; the model takes its first `edge` pixels.
+        steps: of each stage.
+        as_made: steps of the shared stage on clips as they were made; from then on mirrored and reversed too.
     """
 
     name: str
     resize: int
     edge: int
     patch: int
-    width: int
-    depth: int
-    heads: int
-    compute: float
+    steps: dict[str, int]
+    as_made: int
 
     @property
     def cache(self) -> Path:
@@ -72,15 +73,16 @@ class Size:
 
 CACHE = STUDIES_CACHE / "bundled"
 SIZES = (
-    Size("small", 56, 55, 11, 144, 4, 3, compute=0.62),
-    Size("large", 64, 64, 8, 192, 6, 3, compute=0.5),
+    Size("large", 64, 64, 8, dict(shared=1000, plain=700, merged=400), as_made=0),
+    Size("small", 56, 55, 11, dict(shared=6000, plain=1500), as_made=3000),
 )
+WIDTH, DEPTH, HEADS, COMPUTE = 144, 4, 3, 0.5
 FRAMES = 16
 FRESH, FRESH_CLIPS = 4, 1600  # seed and number of the clips that the figures are of
-BATCH, WEIGHT_DECAY, WARMUP, TRACKING_WEIGHT = 32, 0.05, 300, 8.0
-AS_MADE = 3000  # steps of the shared stage on clips as they were made; from then on mirrored and reversed too
-LRS = {"shared": 2e-3, "plain": 1e-3, "merged": 1e-3}
-STEPS = {"shared": 6000, "plain": 1500, "merged": 900}
+BATCH, TRACKING_WEIGHT = 32, 8.0
+WARMUP = 0.05  # of the steps of a stage
+#: Peak learning rates of Muon, for the matrices of the blocks, and of AdamW, for the rest.
+LRS = {"shared": (0.02, 2e-3), "plain": (0.01, 1e-3), "merged": (0.01, 1e-3)}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -89,14 +91,11 @@ def build(size: Size, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     names = dict(enumerate(MOTION_CLASSES))
     config = VideoMAEConfig(
-        image_size=size.edge, patch_size=size.patch, num_frames=FRAMES, tubelet_size=2, hidden_size=size.width,
-        num_hidden_layers=size.depth, num_attention_heads=size.heads, intermediate_size=4 * size.width,
+        image_size=size.edge, patch_size=size.patch, num_frames=FRAMES, tubelet_size=2, hidden_size=WIDTH,
+        num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
         id2label=names, label2id={n: i for i, n in names.items()},
     )  # fmt: skip
-    model = VideoMAEForVideoClassification(config)
-    # For narrow models the fused kernel is the slower one on a CPU, forwards and backwards.
-    model.set_attn_implementation("eager")
-    return model
+    return VideoMAEForVideoClassification(config)
 
 
 def make_data(size: Size, clips: int) -> None:
@@ -144,15 +143,15 @@ class Split:
 
 def train_stage(model: nn.Module, size: Size, name: str, seed: int, tracking: bool, decay: bool) -> None:
     """Train one stage to its end, going on from the last checkpoint of that name, and save what it came to."""
-    data, reader = Split(size, "train"), nn.Linear(size.width, 2 * TRACKS)
+    data, reader = Split(size, "train"), nn.Linear(WIDTH, 2 * TRACKS)
     whole = nn.ModuleList([model, reader] if tracking else [model])
-    optimizer = torch.optim.AdamW(whole.parameters(), lr=LRS[name], weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    optimizers = optimizers_of(whole, LRS[name])
 
     def factor(step: int, steps: int) -> float:
-        return min(1.0, (step + 1) / WARMUP) * ((1 - step / steps) if decay else 1.0)
+        return min(1.0, (step + 1) / (WARMUP * steps)) * ((1 - step / steps) if decay else 1.0)
 
     def loss_of_step(step: int) -> Tensor:
-        varied = not tracking or step >= AS_MADE
+        varied = not tracking or step >= size.as_made
         pixels, classes, tracks = _batch(data, order(seed, step, BATCH, len(data)), seed, step, varied)
         with autocast():
             if not tracking:
@@ -166,7 +165,7 @@ def train_stage(model: nn.Module, size: Size, name: str, seed: int, tracking: bo
         return cross_entropy(logits.float(), classes) + TRACKING_WEIGHT * error
 
     checkpoint = size.cache / f"{name}.pt"
-    seconds = train(whole, loss_of_step, STEPS[name], [optimizer], factor=factor, checkpoint=checkpoint)
+    seconds = train(whole, loss_of_step, size.steps[name], optimizers, factor=factor, checkpoint=checkpoint)
     torch.save(dict(model=model.state_dict(), seconds=seconds), size.cache / f"{name}-done.pt")
     print(f"{name}: validation {accuracy(model, Split(size, 'validation'), 600).share:.4f}", flush=True)
 
@@ -194,6 +193,19 @@ def accuracy(model: nn.Module, data: Split, most: int | None = None) -> Accuracy
     return counted
 
 
+def start_of(size: Size) -> nn.Module:
+    """Return the model that the shared stage starts from: new weights, or the small model's on a finer grid."""
+    model, (large, small) = build(size), SIZES
+    if size is large:
+        weights = torch.load(small.cache / "plain-done.pt", weights_only=True)["model"]
+        kernel = weights.pop("videomae.embeddings.patch_embeddings.projection.weight")
+        # [C 3 2 p p] -> [C 6 p p]; a patch of fewer pixels sums up to as much
+        finer = interpolate(kernel.flatten(1, 2), (size.patch,) * 2, mode="bilinear", antialias=True)
+        finer = finer.unflatten(1, kernel.shape[1:3]) * (small.patch / size.patch) ** 2
+        model.load_state_dict(weights | {"videomae.embeddings.patch_embeddings.projection.weight": finer})
+    return model
+
+
 def from_shared(size: Size) -> nn.Module:
     """Return the model that the shared stage came to."""
     model = build(size)
@@ -206,7 +218,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=["data", "shared", "plain", "merged", "report"])
     parser.add_argument("--clips", type=int, default=16000, help="synthetic clips, most of them to train on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", choices=[size.name for size in SIZES], default="small")
+    parser.add_argument("--size", choices=[size.name for size in SIZES], default="large")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     (size,) = (size for size in SIZES if size.name == options.size)
@@ -214,16 +226,17 @@ def main() -> None:
     if "data" in options.stages:
         make_data(size, options.clips)
     if "shared" in options.stages:
-        train_stage(build(size), size, "shared", seed=0, tracking=True, decay=False)
+        train_stage(start_of(size), size, "shared", seed=0, tracking=True, decay=False)
     for stage, folder in (("plain", "sttm-motion-plain"), ("merged", "sttm-motion")):
         if stage in options.stages:
             model = from_shared(size) if stage == "plain" else sttm.load(BUNDLE / "sttm-motion-plain")
             torch.manual_seed(1)
             if stage == "merged":
-                sttm.apply(model, compute=size.compute, learned=True)
+                sttm.apply(model, compute=COMPUTE, learned=True)
                 model.train()
             train_stage(model, size, stage, seed=1, tracking=False, decay=True)
-            write_model(model, folder, size.preprocess)
+            if size is SIZES[0]:
+                write_model(model, folder, size.preprocess)
     if "report" in options.stages:
         report(size, options.clips)
 
@@ -243,7 +256,7 @@ def report(size: Size, clips: int) -> None:
         trained = size.cache / f"{stage}-done.pt"
         if trained.exists():
             seconds = round(torch.load(trained, weights_only=True)["seconds"])
-            training = dict(steps=STEPS[stage], made_clips=clips, seconds=seconds)
+            training = dict(steps=size.steps[stage], made_clips=clips, seconds=seconds)
             training["machine"] = machine(torch.device("cpu"))
         else:
             training = {key: figures_of(name)[key] for key in ("steps", "made_clips", "seconds", "machine")}
