@@ -5,11 +5,12 @@
 #   make bench   the tables of docs/performance.md, timed on this machine; make docs    the site, in site/
 #   make fuzz    mutated clips, lists, configs, models, checkpoints, shards, commands, requests: CASES=5000 SEED=0
 #   make audit   known faults of the pinned packages: fails where there are any, or where the data cannot be reached
+#   make conformance   transformers' own common tests on merged models: TRANSFORMERS=/path for a full checkout
 #   make test-install   the wheel and its extras, in fresh environments outside the checkout
 #   make PYTHON=/path/to/python3.12 test         chooses the interpreter for a new .venv
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-extended check bench docs fuzz audit test-install
+.PHONY: demo test test-extended check bench docs fuzz audit conformance test-install
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -49,6 +50,10 @@ fuzz: $(READY)
 
 audit: $(READY)
 	$(BIN)/python tests/audit.py
+
+# Fetches the sdist of transformers into .cache/ the first time; nothing of it goes into the repository.
+conformance: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance $(if $(TRANSFORMERS),--transformers $(TRANSFORMERS))
 
 test-install: $(READY)
 	$(BIN)/python tests/install.py

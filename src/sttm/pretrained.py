@@ -22,12 +22,30 @@ class MergedConfig(PreTrainedConfig):
         super().__init__(**options)
         self.backbone_type, self.backbone_config = backbone_type, backbone_config or {}
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """Make a config as transformers does, and keep what the caller sets (`num_labels`, ...) for the model's own."""
+        asked = dict(options)
+        found = super().from_dict(config_dict, **options)
+        config, unused = found if isinstance(found, tuple) else (found, {})
+        # Its dtype is read where it lies; the others say where it came from.
+        apart = {*unused, "dtype", "torch_dtype", "name_or_path", "return_unused_kwargs"}
+        config.asked = {key: value for key, value in asked.items() if key not in apart and key[0] != "_"}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what belongs into a config.json."""
+        return {key: value for key, value in super().to_dict().items() if key != "asked"}
+
     def inner(self) -> Any:
-        """Return the config of the model itself, as its family's own class."""
+        """Return the config of the model itself, as its family's own class, with what the caller set."""
         from sttm.backbones.config_check import make_config
 
         dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        return make_config(self.backbone_type, {**self.backbone_config, "dtype": dtype}, Path("config.json"), None)
+        config = make_config(self.backbone_type, {**self.backbone_config, "dtype": dtype}, Path("config.json"), None)
+        for key, value in getattr(self, "asked", {}).items():
+            setattr(config, f"_{key}" if key == "attn_implementation" else key, value)
+        return config
 
 
 class _Merged:
@@ -59,7 +77,9 @@ class _Merged:
         models.install_saved(model, folder, read_plan(Path(plan_file)))
         info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
         if cls.auto_class != "AutoModel":  # a base model has no place for a head, and may have a pooler of its own
-            check_loaded(info, model, folder, name)
+            new = {wrong[0] for wrong in info["mismatched_keys"]} if options.get("ignore_mismatched_sizes") else set()
+            kept = {"mismatched_keys": set(), "missing_keys": set(info["missing_keys"]) - new} if new else {}
+            check_loaded({**info, **kept}, model, folder, name)
         check_weights(model, read_header(folder), name)
         return (model, info) if wants_info else model
 

@@ -159,21 +159,21 @@ def compiled(subject: Subject, room: Room) -> None:
     same(logits(torch.compile(model, fullgraph=True, backend="aot_eager"), pixels(model)), expected)
 
 
-def _clips(subject: Subject) -> tuple[dict[int, Any] | None, int]:
-    """Return the dynamic dimensions of an exported batch, and how many other clips the graph is asked for."""
-    # transformers' ViViT makes a mask from the number of clips, which becomes a constant.
-    return (None, 2) if subject.family == "vivit" else ({0: torch.export.Dim("batch", min=1, max=64)}, 3)
+def _any_batch(model: Any) -> dict[int, Any]:
+    """Return the dynamic dimension of a batch; of whole clips, to a model of pictures."""
+    clips, pictures = torch.export.Dim("clips", min=1, max=64), len(pixels(model, 1))
+    return {0: clips if pictures == 1 else pictures * clips}
 
 
 @use("`torch.export`", "a batch of any size (ViViT: of one size); answers alike", long=True)
 def exported(subject: Subject, room: Room) -> None:
     model = subject.merged()
-    name, (shapes, clips) = model.main_input_name, _clips(subject)
-    more = {"skip_predictor": True} if subject.family == "vjepa2-features" else {}
-    dynamic = {name: shapes} | dict.fromkeys(more) if shapes else None
-    graph = torch.export.export(model, (), {name: pixels(model)} | more, dynamic_shapes=dynamic)
-    other = pixels(model, clips, seed=5)
-    same(said(graph.module()(**{name: other}, **more)), logits(model, other))
+    name, fixed = model.main_input_name, subject.family == "vivit"
+    # transformers' ViViT makes a mask from the number of clips, which becomes a constant.
+    dynamic = None if fixed else {name: _any_batch(model)}
+    graph = torch.export.export(model, (), {name: pixels(model)}, dynamic_shapes=dynamic)
+    other = pixels(model, 2 if fixed else 3, seed=5)
+    same(said(graph.module()(**{name: other})), logits(model, other))
 
 
 @use("`torch.onnx.export`", "ONNX Runtime answers alike, for a batch of any size", long=True)
@@ -183,9 +183,8 @@ def onnx(subject: Subject, room: Room) -> None:
     model = subject.merged()
     model.set_attn_implementation("eager") if not subject.family.startswith("timesformer") else None
 
-    batch = torch.export.Dim("batch", min=1, max=64)
     file = room.folder / "model.onnx"
-    torch.onnx.export(Answer(model).eval(), (pixels(model),), file, dynamo=True, dynamic_shapes=({0: batch},))
+    torch.onnx.export(Answer(model).eval(), (pixels(model),), file, dynamo=True, dynamic_shapes=(_any_batch(model),))
     session = onnxruntime.InferenceSession(file)
     for clips in (pixels(model), pixels(model, 3, seed=5)):
         (found,) = session.run(None, {session.get_inputs()[0].name: clips.numpy()})

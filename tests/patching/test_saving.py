@@ -63,6 +63,20 @@ def test_auto_model_gives_back_merged_features(family: str, tmp_path: Path) -> N
     assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
 
 
+@families
+def test_what_the_caller_sets_counts_as_for_a_plain_folder(family: str, tmp_path: Path) -> None:
+    model = merged(family)
+    model.save_pretrained(tmp_path)
+    read = auto_class(model).from_pretrained
+    assert read(tmp_path, attn_implementation="eager").config._attn_implementation == "eager"
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        read(tmp_path, num_labels=7)
+    new = read(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert new.config.num_labels == 7 and logits(new, pixels(model)).shape[-1] == 7
+    assert api.plan_of(new) == api.plan_of(model)
+    assert all(torch.equal(new.state_dict()[n], p) for n, p in model.named_parameters() if ".merger." in n)
+
+
 def run_without_sttm(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
