@@ -240,7 +240,10 @@ def test_weights_in_several_files(folder: Path, right: Answer, tmp_path: Path) -
     index = folder / "model.safetensors.index.json"
     shutil.copy(weight_files(folder)[0], tmp_path / "outside.safetensors")
     names = json.loads(index.read_text())["weight_map"]
-    for wrong in ({**names, "a": "../outside.safetensors"}, {**names, "a": "absent.safetensors"}, {}, 3):
+    for name in ("../outside.safetensors", "absent.safetensors", "\ud800", "a\0", "x" * 300):
+        change(index, weight_map={**names, "a": name})
+        assert "not in the folder" in refused(folder)
+    for wrong in ({}, 3):
         change(index, weight_map=wrong)
         assert "not in the folder" in refused(folder)
 

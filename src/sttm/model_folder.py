@@ -125,10 +125,18 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = read_json(folder / INDEX).get("weight_map")
     names = sorted({str(name) for name in index.values()}) if isinstance(index, dict) else []
-    wrong = [n for n in names if Path(n).name != n or len(n.encode()) > 255 or not (folder / n).is_file()]
+    wrong = [name for name in names if not _is_file_of(folder, name)]
     if wrong or not names:
         raise SttmError(f"{folder / INDEX} names {shown(wrong[0]) if wrong else 'no file'}, not in the folder; {AGAIN}")
     return [folder / name for name in names]
+
+
+def _is_file_of(folder: Path, name: str) -> bool:
+    """Return whether this is the name of a file in a folder; a path is not, nor what no file can be called."""
+    try:
+        return Path(name).name == name and len(name.encode()) <= 255 and (folder / name).is_file()
+    except UnicodeEncodeError:
+        return False
 
 
 def read_header(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

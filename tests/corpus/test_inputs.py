@@ -94,9 +94,12 @@ def test_a_parquet_without_paths(table: dict, options: dict, said: str, tmp_path
 def test_what_is_no_corpus(corpus: Path) -> None:
     (corpus / "none").mkdir()
     (corpus / "bad.parquet").write_text("PAR1")
+    pq.write_table(pa.table({"path": ["word"]}), corpus / "text.parquet", compression="none", use_dictionary=False)
+    (corpus / "text.parquet").write_bytes((corpus / "text.parquet").read_bytes().replace(b"word", b"\xfford"))
     for source, said in (
         (corpus / "none", "holds no video file"),
         (corpus / "bad.parquet", "is no readable parquet file"),
+        (corpus / "text.parquet", "is no readable parquet file"),
         (corpus / "no.parquet", "does not exist"),
         (corpus / "clips" / "a.mp4", "is one video; give a folder"),
         (corpus / "no.csv", "does not exist"),

@@ -67,7 +67,7 @@ def make(rng: random.Random, seeds: Path, folder: Path) -> Path:
         target = folder / "out" / f"{'x' * 300}{suffix}"
     arguments = [given.get(word, word).replace("OUT", str(target)) for word in words]
     path = folder / "command.json"
-    most = rng.choice([0, 100, 1000])
+    most = rng.choice([0, 100])  # bytes that the disk still takes: fewer than any command writes
     path.write_text(json.dumps({"place": place, "arguments": arguments, "out": str(folder / "out"), "most": most}))
     return path
 

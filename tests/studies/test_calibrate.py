@@ -18,7 +18,7 @@ def calibrate(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def clips(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         make = torch.Generator().manual_seed(len(split))
-        return torch.randn(8, 16, 3, 55, 55, generator=make), torch.arange(8)
+        return torch.randn(8, 16, 3, 64, 64, generator=make), torch.arange(8)
 
     monkeypatch.setattr(module, "clips_of", clips)
     monkeypatch.setattr(module, "SET", 4)

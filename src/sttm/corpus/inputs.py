@@ -127,7 +127,7 @@ def _parquet_paths(source: Path, column: str | None) -> list[str]:
             asked = f"has no column {wanted!r}" if wanted else "has no column of paths that sttm knows"
             raise SttmError(f"{source} {asked} but {few(names, 10)}; name the column of paths with --column")
         values = pyarrow.parquet.read_table(source, columns=[wanted])[wanted].to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SttmError(f"{source} is no readable parquet file ({first_line(error)[:200]}); write it again") from error
     wrong = [value for value in values if not isinstance(value, str)]
     if wrong or not values:
