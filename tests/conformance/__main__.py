@@ -1,7 +1,7 @@
 """transformers' common tests on merged models, beside plain ones: `make conformance`, or `python -m tests.conformance`.
 
 Every test has to come out as it does for the plain model, but those that differences.py names, which have to differ.
-The counts go to results/conformance/table.md, and into docs/ecosystem.md.
+The counts go to results/conformance/table.md, and into docs/ecosystem.md where it is marked.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def _write(rows: list[tuple[str, dict[float | None, Counter[str]]]]) -> None:
     table, page = "\n".join(lines).rstrip() + "\n", ROOT / "docs" / "ecosystem.md"
     (folder / "table.md").write_text(table, encoding="utf-8")
     before, mark, after = page.read_text(encoding="utf-8").partition("<!-- results/conformance/table.md -->\n")
+    if not mark:
+        return
     page.write_text(f"{before}{mark}\n{table}\n{after[after.index('<!-- end -->') :]}", encoding="utf-8")
 
 

@@ -87,16 +87,20 @@ class _Outcomes(unittest.TestResult):
         super().__init__()
         self.found: dict[str, str] = {}
 
+    @staticmethod
+    def _name(test: Any) -> str:
+        return getattr(test, "test_case", test)._testMethodName  # of a part of a test, that of the whole
+
     def addSuccess(self, test: Any) -> None:  # noqa: N802 (unittest's name)
-        self.found[test._testMethodName] = "passed"
+        self.found[self._name(test)] = "passed"
 
     def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802
-        self.found[test._testMethodName] = "skipped"
+        self.found[self._name(test)] = "skipped"
 
     def addError(self, test: Any, error: Any) -> None:  # noqa: N802
         skipped = error[0].__name__ == "Skipped"  # pytest's, which some of the tests raise
         lines = f"{error[0].__name__}: {error[1]}".strip().splitlines()
-        self.found[test._testMethodName] = "skipped" if skipped else lines[0][:160]
+        self.found[self._name(test)] = "skipped" if skipped else lines[0][:160]
 
     def addFailure(self, test: Any, error: Any) -> None:  # noqa: N802
         self.addError(test, error)
