@@ -197,9 +197,17 @@ def _class_index(annotation: Annotation, classes: Classes, *, needed: bool) -> i
 
 def _warn_of_numbers(annotations: list[Annotation], classes: Classes, listed: Path) -> None:
     """Warn where the numbers of a list, which count from 0, may as well be those of a file that does not."""
-    numbers = {str(annotation.label) for annotation in annotations if annotation.label is not None} - {*classes.names}
-    if classes.first and numbers and "0" not in numbers and all(number.isdecimal() for number in numbers):
-        what = f"the numbers of {listed} are read as counting from 0, those of {classes.origin} from {classes.first}"
+    labels = {str(annotation.label) for annotation in annotations if annotation.label is not None}
+    if not classes.first or not labels or not all(label.isdecimal() for label in labels):
+        return
+    origin, named = classes.origin, labels & {*classes.names}
+    if any(classes.names.index(label) != int(label) - classes.first for label in named):
+        what = f"the labels of {listed} are read as names of the classes of {origin}, not as its numbers, counting from"
+        warnings.warn(
+            f"{what} {classes.first}: give classes names that are no numbers where that is wrong", stacklevel=3
+        )
+    elif labels - named and "0" not in labels - named:
+        what = f"the numbers of {listed} are read as counting from 0, those of {origin} from {classes.first}"
         warnings.warn(f"{what}, and no video has 0: give the names of classes where that is wrong", stacklevel=3)
 
 
