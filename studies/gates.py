@@ -57,6 +57,9 @@ class Gate(nn.Module):
 
     size_BTS: Tensor
 
+    def positions(self) -> None:
+        """Return no table of positions: they are made anew for each clip."""
+
     def forward(self, tokens: Tokens, mapped: bool = False) -> tuple[Tokens, MergeMap | None]:
         return replace(tokens, size_BTS=self.size_BTS), None
 
