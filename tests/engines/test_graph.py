@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,10 @@ def test_a_model_too_large_for_one_file_is_one_sentence(model: Any, tmp_path: Pa
     with pytest.raises(sttm.SttmError, match="an ONNX file holds 2; take the engine eager or compile"):
         to_onnx(model, tmp_path / "large.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_reports_to_nobody() -> None:
+    code = "from sttm.engines.openvino_graph import library; import sys; library()"
+    code += "; print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ which is where the time goes. All else, the mergers, attention and the sums betw
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,15 @@ from sttm.engines.packages import require
 GROUP = 128
 
 
+def library() -> Any:
+    """Return openvino, without its telemetry unless that is imported already: sttm reports to nobody."""
+    require("openvino")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 def make_graph(model: nn.Module, dtype: str = "fp32", said: Mapping[str, str] | None = None) -> Any:
     """Return the openvino.Model of a model, with metadata as its runtime information; see `graph.to_onnx`."""
     with TemporaryDirectory(prefix="sttm-") as folder:
@@ -31,10 +41,7 @@ def make_graph(model: nn.Module, dtype: str = "fp32", said: Mapping[str, str] | 
 
 def from_onnx(path: Path, dtype: str = "fp32", said: Mapping[str, str] | None = None) -> Any:
     """Return the openvino.Model of an ONNX file; see `make_graph`."""
-    require("openvino")
-    import openvino
-
-    graph = openvino.convert_model(path)
+    graph = library().convert_model(path)
     if dtype != "fp32":
         _narrow(graph, dtype)
     for name, text in (said or {}).items():
@@ -44,17 +51,13 @@ def from_onnx(path: Path, dtype: str = "fp32", said: Mapping[str, str] | None = 
 
 def save(graph: Any, path: Path) -> None:
     """Write a graph as a pair of files, PATH.xml and PATH.bin; its weights as they are, not in half precision."""
-    import openvino
-
-    openvino.save_model(graph, path, compress_to_fp16=False)
+    library().save_model(graph, path, compress_to_fp16=False)
 
 
 def compiled(graph: Any, threads: int) -> Any:
     """Return a graph, or the file of one, ready to run in the dtypes that it names."""
-    import openvino
-
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(graph, "CPU", settings | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)})
+    return library().Core().compile_model(graph, "CPU", settings | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)})
 
 
 def _narrow(graph: Any, dtype: str) -> None:
