@@ -57,7 +57,9 @@ SUBJECTS = [
     *(Subject(family, learned=False) for family in ("videomae", "vivit", "timesformer-divided", "vjepa2")),
     *(Subject(*pair) for pair in (("videomae", "evit"), ("vivit", "tome"), ("vjepa2", "pitome"), ("dinov3", "tome"))),
 ]
-#: What takes long runs on these in `make test`, and on others in `make test-extended`,
+#: In `make test` what is quick runs on these, and on all others in `make test-extended`,
+EVERY = ("videomae", "vivit", "timesformer-divided", "vjepa2", "siglip", "videomae-as-is")
+#: what takes long on these, and on others in `make test-extended`,
 QUICK = ("videomae", "timesformer-divided")
 #: but not on these, which differ from another of their family in nothing that an exporter or a process sees.
 ALIKE = {

@@ -9,13 +9,13 @@ import pytest
 
 from sttm.backbones import FAMILIES, backbone_of
 from tests.ecosystem import table
-from tests.ecosystem.registry import ALIKE, EXCEPTIONS, QUICK, SUBJECTS, USES, Room, Subject, Use, cells
+from tests.ecosystem.registry import ALIKE, EVERY, EXCEPTIONS, QUICK, SUBJECTS, USES, Room, Subject, Use, cells
 from tests.helpers import ALL
 
 
 def _cell(one: Use, subject: Subject) -> Any:
     marks: list[Any] = []
-    if one.long and subject.name not in QUICK:
+    if subject.name not in (QUICK if one.long else EVERY):
         marks.append(pytest.mark.extended)
     if reason := EXCEPTIONS.get((one.name, subject.name)):
         marks.append(pytest.mark.xfail(reason=reason, strict=True))
@@ -34,7 +34,7 @@ def test_every_registered_family_is_on_the_list() -> None:
 
 
 def test_exceptions_name_cells() -> None:
-    assert {*ALIKE, *QUICK} <= {subject.name for subject in SUBJECTS}
+    assert {*ALIKE, *QUICK, *EVERY} <= {subject.name for subject in SUBJECTS}
     assert EXCEPTIONS.keys() <= {(one.name, subject.name) for one, subject in cells()}
     assert len({one.name for one in USES}) == len(USES) and len({s.name for s in SUBJECTS}) == len(SUBJECTS)
 
