@@ -1,6 +1,6 @@
 # Each target makes .venv first, and again whenever pyproject.toml or constraints.txt has changed.
 #   make demo    the whole story in one run, offline: a table, and report.html
-#   make test    the tests, in under 15 minutes  make check   what a commit must pass
+#   make test    the tests                       make check   what a commit must pass
 #   make test-extended   those that take long: every family on every engine, kills, compilers, two nodes
 #   make bench   the tables of docs/performance.md, timed on this machine; make docs    the site, in site/
 #   make fuzz    mutated clips, lists, configs, models, checkpoints, shards, commands, requests: CASES=5000 SEED=0
@@ -32,7 +32,7 @@ check: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_imports.py -q
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not extended"
 
-# In under 15 minutes on two cores; the cost over frames takes some five more: studies/performance.py run frames
+# All tables but the cost over frames: studies/performance.py run frames
 bench: $(READY)
 	$(BIN)/python studies/performance.py run models batches peers engines train
 
