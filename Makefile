@@ -32,7 +32,7 @@ check: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_imports.py -q
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not extended"
 
-# All tables but the cost over frames: studies/performance.py run frames
+# All tables but two that take longer: studies/performance.py run realised frames
 bench: $(READY)
 	$(BIN)/python studies/performance.py run models batches peers engines train
 

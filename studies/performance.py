@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import frames
+import realised
 from harness.runs import RESULTS
 from harness.tables import Row, markdown, show_in_docs
 
@@ -88,11 +89,14 @@ TABLES = {
     ),
 }  # fmt: skip
 
+#: Those that are more than one call of `sttm bench`: modules that measure, and write a table from what was measured.
+MODULES = {"frames": frames, "realised": realised}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
-    names = [*TABLES, "frames"]
+    names = [*TABLES, *MODULES]
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(names)}; left out, all of them")
     given = parser.parse_args()
     if wrong := [name for name in given.tables if name not in names]:
@@ -100,20 +104,20 @@ def main() -> None:
     for name in given.tables or names:
         if given.what == "run":
             print(f"measuring {name}", flush=True)
-            _write_json(source_of(name), (frames.measure if name == "frames" else TABLES[name].measure)())
+            _write_json(source_of(name), (MODULES[name] if name in MODULES else TABLES[name]).measure())
         if source_of(name).exists():
             show_in_docs(write(name))
 
 
 def source_of(name: str) -> Path:
     """Return the measured file of a table."""
-    return RESULTS / "performance/frames.json" if name == "frames" else RESULTS / TABLES[name].source
+    return RESULTS / (f"performance/{name}.json" if name in MODULES else TABLES[name].source)
 
 
 def write(name: str) -> Path:
     """Write a table from its measured file, and return where it is."""
-    if name == "frames":
-        return frames.write(source_of(name))
+    if name in MODULES:
+        return MODULES[name].write(source_of(name))
     table = RESULTS / "performance" / f"{name}.md"
     table.write_text(table_of(name), encoding="utf-8")
     return table

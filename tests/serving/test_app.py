@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import av
 import pytest
 
 from sttm.errors import SttmError
@@ -83,6 +86,9 @@ def test_upload_slide_and_press_by_keyboard_at_320_pixels(opened, clips):
     assert float(after) - 0.01 <= compute <= float(after) or "below" in said
     assert {"ant", "bee", "cat"} <= set(re.findall(r"\w+", said)) and len(re.findall(r"[\d.]+ ms", said)) == 2
     assert page.evaluate("document.querySelector('#overlay img').naturalWidth") > 300
+    kind, _, video = page.get_attribute("#overlay video", "src").partition(";base64,")
+    with av.open(io.BytesIO(b64decode(video))) as container:  # a browser without h264 shows no more than its frame
+        assert kind == "data:video/mp4" and len(list(container.decode(video=0))) == 16  # each of 8 twice
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     frame = page.frame_locator("#overlay iframe")
     frame.locator("#main").press("ArrowRight")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from tests.helpers import ROOT, tiny_model
 
@@ -31,7 +32,8 @@ def elsewhere(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     performance, results = study("performance"), tmp_path / "results"
     (results / "performance").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
-    marks = (f"<!-- results/performance/{name}.md -->\n<!-- end -->\n" for name in ("peers", "train", "frames"))
+    names = ("peers", "train", "frames", "realised")
+    marks = (f"<!-- results/performance/{name}.md -->\n<!-- end -->\n" for name in names)
     (tmp_path / "docs" / "performance.md").write_text("".join(marks))
     monkeypatch.setattr(performance, "RESULTS", results)
     monkeypatch.setattr("sttm.benchmark.shapes.SHAPES", {"videomae-b": lambda: tiny_model("videomae")})
@@ -76,3 +78,21 @@ def test_frames_has_a_table_and_a_plot(elsewhere: Any, study: Any, monkeypatch: 
     assert (elsewhere.RESULTS / "performance" / "frames.md").read_text() in page
     for folder in (elsewhere.RESULTS / "performance", elsewhere.RESULTS.parent / "docs"):
         assert (folder / "frames.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_realised_has_a_line_for_each_model_compute_and_batch(
+    elsewhere: Any, study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realised = study("realised")
+    tower = Dinov2Config(image_size=56, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, num_labels=3)
+    builders = lambda layers: tiny_model("videomae"), lambda layers: Dinov2ForImageClassification(tower)
+    models = {"one": (builders[0], 1), "frames": (builders[1], 2)}
+    measure = realised.measure
+    monkeypatch.setattr(realised, "measure", lambda: measure(models, pairs=[("eager", "fp32")], rounds=1))
+    page = run(elsewhere, monkeypatch, "realised")
+    rows = json.loads((elsewhere.RESULTS / "performance" / "realised.json").read_text())["rows"]
+    assert [(row["model"], row["clips"], row["batch"]) for row in rows[::3]] == [
+        ("one", 1, 1), ("one", 4, 4), ("frames", 1, 2), ("frames", 4, 8)
+    ]  # fmt: skip
+    assert (elsewhere.RESULTS / "performance" / "realised.md").read_text() in page
+    assert page.count(" x) |") == 8 and "| model | compute | clips | eager, fp32 |" in page

@@ -1,8 +1,11 @@
-"""What the page shows of an answer, as html: figures, the plan, the picture, the page to explore."""
+"""What the page shows of an answer, as html: figures, the plan, the picture, the video, the page to explore."""
 
 from __future__ import annotations
 
+import tempfile
+from base64 import b64encode
 from html import escape
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from sttm.serving.engine import Answer
 from sttm.visual.pages import explorer
 from sttm.visual.pages.page import data_uri
 from sttm.visual.pictures import merge_picture
+from sttm.visual.show import write
 
 #: Classes that are named.
 TOP = 5
@@ -35,14 +39,23 @@ def figures(answer: Answer) -> str:
 
 
 def overlay(answer: Answer) -> str:
-    """Return the picture of what merged, and the page to explore it, which runs in a frame of its own."""
+    """Return the picture and the video of what merged, and the page to explore it, which has a frame of its own."""
     drawing = answer.shown.drawing
     picture = data_uri(merge_picture(drawing, columns=COLUMNS, cell=CELL))
     page = escape(explorer.page(drawing, ["Explore what merged"]), quote=True)
     return (
         f'<img alt="Frames of the clip, regions after each merger, paths" src="{picture}">'
+        f'<video aria-label="The clip and its regions" controls loop muted playsinline src="{_video(answer)}"></video>'
         f'<iframe title="Explore what merged" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
     )
+
+
+def _video(answer: Answer) -> str:
+    """Return the video that `sttm show` would write, as an address that holds all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "overlay.mp4")
+        write(answer.shown, path)
+        return "data:video/mp4;base64," + b64encode(path.read_bytes()).decode()
 
 
 def _plan(answer: Answer) -> str:

@@ -25,7 +25,7 @@ CSS = """
 footer { display: none !important; } .answers { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }
 .answers div { flex: 1 1 16rem; min-width: 0; } .answers table { width: 100%; border-collapse: collapse; }
 .answers td { padding: .2rem .4rem .2rem 0; overflow-wrap: anywhere; } .answers td + td { text-align: right; }
-#overlay img { max-width: 100%; height: auto; }
+#overlay img, #overlay video { display: block; max-width: 100%; height: auto; margin-top: 1rem; }
 #overlay iframe { width: 100%; height: 62rem; border: 0; margin-top: 1rem; }
 """
 
