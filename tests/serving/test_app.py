@@ -87,7 +87,7 @@ def test_upload_slide_and_press_by_keyboard_at_320_pixels(opened, clips):
     assert {"ant", "bee", "cat"} <= set(re.findall(r"\w+", said)) and len(re.findall(r"[\d.]+ ms", said)) == 2
     assert page.evaluate("document.querySelector('#overlay img').naturalWidth") > 300
     kind, _, video = page.get_attribute("#overlay video", "src").partition(";base64,")
-    with av.open(io.BytesIO(b64decode(video))) as container:  # a browser without h264 shows no more than its frame
+    with av.open(io.BytesIO(b64decode(video)), "r") as container:  # a browser without h264 shows no more than its frame
         assert kind == "data:video/mp4" and len(list(container.decode(video=0))) == 16  # each of 8 twice
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     frame = page.frame_locator("#overlay iframe")

@@ -84,7 +84,8 @@ def test_realised_has_a_line_for_each_model_compute_and_batch(
     elsewhere: Any, study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     realised = study("realised")
-    tower = Dinov2Config(image_size=56, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, num_labels=3)
+    sizes = dict(image_size=56, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, num_labels=3)
+    tower = Dinov2Config(**sizes)  # type: ignore[arg-type]
     builders = lambda layers: tiny_model("videomae"), lambda layers: Dinov2ForImageClassification(tower)
     models = {"one": (builders[0], 1), "frames": (builders[1], 2)}
     measure = realised.measure
