@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from harness.tables import Row, markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from sttm.backbones import backbone_of
 from sttm.benchmark.shapes import shape
@@ -94,6 +95,9 @@ def draw(path: Path, rows: list[Row]) -> None:
         axes.set_xticks(frames, [str(count) for count in frames])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
+    # Memory spans less than a factor of ten: a tick for each doubling.
+    right.yaxis.set_major_locator(LogLocator(2))
+    right.yaxis.set_major_formatter("{x:,.0f}")
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 
