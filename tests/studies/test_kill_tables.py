@@ -1,4 +1,4 @@
-"""The tables of the studies of faults, memory, nodes and scale are made of the files beside them."""
+"""The tables of the studies of faults, memory, nodes, scale and engines are made of the files beside them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 
 from tests.helpers import ROOT
 
-STUDIES = {"batch": "kills", "nodes": "nodes", "memory": "memory", "scaling": "scaling"}
+STUDIES = {"batch": "kills", "nodes": "nodes", "memory": "memory", "scaling": "scaling",
+           "agreement": "engines"}  # fmt: skip
+FILES = sorted(path for name in ("kills", "engines") for path in (ROOT / "results" / name).glob("*.json"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results" / "kills").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_table_says_what_was_found(study: Any, path: Any) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     written = path.with_suffix(".md").read_text(encoding="utf-8")
