@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-STUDIES = {"batch": "kills", "nodes": "nodes", "memory": "memory", "scaling": "scaling",
+STUDIES = {"batch": "kills", "others": "kills", "nodes": "nodes", "memory": "memory", "scaling": "scaling",
            "agreement": "engines"}  # fmt: skip
 FILES = sorted(path for name in ("kills", "engines") for path in (ROOT / "results" / name).glob("*.json"))
 
