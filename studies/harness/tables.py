@@ -172,20 +172,23 @@ def plot_curves(path: Path, rows: Sequence[Row]) -> None:
     by_dataset = groups([row for row in rows if row.get("curve")], "dataset")
     if not by_dataset:
         return
-    (figure, axes), colours = _panels(len(by_dataset)), {}
+    (figure, axes), numbers = _panels(len(by_dataset)), dict[str, int]()
     for axis, ((dataset,), mine) in zip(axes[0], by_dataset.items(), strict=True):
         lines = groups(mine.rows, "method", "variant", "compute", "optimizer", "epochs")
         for (method, variant, compute, optimizer, _), group in lines.items():
             curve = np.mean([row["curve"] for row in group.rows], axis=0)
             label = " ".join(part for part in (method, variant, f"{compute:g}", optimizer) if part)
-            colour = colours.setdefault(label, f"C{len(colours) % 10}")
-            axis.plot(np.arange(1, len(curve) + 1), 100 * curve, color=colour, label=label)
+            number = numbers.setdefault(label, len(numbers))
+            look: dict[str, Any] = dict(color=f"C{number % 10}", linestyle=("-", "--", ":")[number // 10 % 3])
+            axis.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label, **look)
         axis.set(title=dataset, xlabel="epoch", ylabel="validation top-1 (%)")
     _finish(path, figure, axes)
 
 
 def plot_training(path: Path, rows: Sequence[Row]) -> None:
     """Plot test top-1 over the multiply-adds of the whole training, a point for each length of training."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     by_dataset = groups([row for row in rows if not row["variant"]], "dataset", "optimizer")
     (figure, axes), colours = _panels(len(by_dataset)), {}
     for axis, ((dataset, optimizer), mine) in zip(axes[0], by_dataset.items(), strict=True):
@@ -198,6 +201,9 @@ def plot_training(path: Path, rows: Sequence[Row]) -> None:
             axis.plot(x, y, marker="o", color=colour, label=label, linewidth=width)
         title = f"{dataset}, {optimizer}"
         axis.set(title=title, xscale="log", xlabel="multiply-adds of the training (T)", ylabel="top-1 (%)")
+        axis.xaxis.set_major_locator(LogLocator(2))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
     _finish(path, figure, axes)
 
 
