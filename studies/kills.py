@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def main() -> None:
     options.add_argument("--targets", default=",".join(TARGETS))
     options.add_argument("--out", type=Path)
     given = options.parse_args()
-    origin = provenance("python studies/kills.py " + " ".join(sys.argv[1:]))
+    origin = provenance("python studies/kills.py " + shlex.join(sys.argv[1:]))
 
     def report(counts: dict[str, Any]) -> None:
         if given.out is not None:
