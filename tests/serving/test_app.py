@@ -60,7 +60,7 @@ def chooser_of_key(page):
     from playwright.sync_api import TimeoutError
 
     for _ in range(10):
-        focus(page, "#video button")
+        focus(page, "#video button:has(input[type=file])")  # not the one for the camera, which comes next
         with suppress(TimeoutError):
             with page.expect_file_chooser(timeout=10_000) as chooser:
                 page.keyboard.press("Enter")
