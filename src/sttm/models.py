@@ -163,6 +163,8 @@ def save(
 ) -> Path:
     """Save a model, merged or plain, so that `load` gives it back exactly, with a model card for the hub (README.md).
 
+    With a plan of no mergers (compute=1) it is a plain model, and comes back as one.
+
     Args:
         weights: a state dict to save instead of the model's own, say an average, or one gathered from its shards.
         overwrite_card: writes the card even where the folder has a README.md that a person wrote or edited.
@@ -185,7 +187,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             model.save_pretrained(folder, state_dict=weights, save_original_format=False)
-        if not api.is_merged(model):
+        if not (api.is_merged(model) and api.plan_of(model).mergers):
             (folder / PLAN_FILE).unlink(missing_ok=True)
         write_card(model, folder, overwrite=overwrite_card)
     except OSError as error:

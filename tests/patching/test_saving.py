@@ -150,3 +150,20 @@ def test_pushed_folders_are_saved_folders(tmp_path: Path, monkeypatch: pytest.Mo
     pushed.clear()
     model.save_pretrained(tmp_path / "merged", push_to_hub=True, repo_id="someone/merged")
     assert json.loads(pushed["config.json"])["model_type"] == "sttm" and PLAN_FILE in pushed
+
+
+@families
+def test_a_plan_of_no_mergers_is_saved_as_the_plain_model(family: str, tmp_path: Path) -> None:
+    model = lively(family)
+    sttm.apply(model, compute=1)
+    for folder, save in ((tmp_path / "own", lambda to: sttm.save(model, to)), (tmp_path / "hf", model.save_pretrained)):
+        save(folder)
+        assert not (folder / PLAN_FILE).exists()
+        assert json.loads((folder / "config.json").read_text())["model_type"] == model.config.model_type
+        loaded = sttm.load(folder)
+        assert not api.is_merged(loaded)
+        assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
+    model_before = merged(family)  # what lay in the folder before, a merged model
+    sttm.save(model_before, tmp_path / "own")
+    sttm.save(model, tmp_path / "own")
+    assert not (tmp_path / "own" / PLAN_FILE).exists()

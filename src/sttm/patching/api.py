@@ -94,7 +94,8 @@ def install(model: nn.Module, plan: Plan) -> None:
     try:
         if mergers:
             Installation(backbone, model, plan, edits, key).run(mergers)
-        edits.set_attribute(model, "save_pretrained", SavePretrained(model, plan))
+            # Without mergers it is the plain model, and what it saves is a plain folder.
+            edits.set_attribute(model, "save_pretrained", SavePretrained(model, plan))
         edits.set_attribute(model, RECORD, Merged(plan, edits, key))
     except BaseException:
         edits.undo()
