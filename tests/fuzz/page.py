@@ -1,6 +1,6 @@
 """Ask the page of `sttm serve` for what no browser would, slowly and many at once, and count what becomes of it.
 
-    python -m tests.fuzz.page --requests 500 --uploads 50 --slow 5 --seed 0 --out results/fuzz/page.json
+    python -m tests.fuzz.page --requests 2000 --uploads 50 --slow 5 --seed 0 --out results/fuzz/page.json
 
 A request is answered, or refused. A fault is: no answer, a server that ends, a status of 500 and above but for 503 (the
 queue is full), a traceback, a path of the machine in an answer, uploads that stay, memory beyond the
@@ -132,7 +132,7 @@ def served(seeds: Path, temporary: Path, port: int) -> Iterator[tuple[Page, subp
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--requests", type=int, default=500)
+    options.add_argument("--requests", type=int, default=2000)
     options.add_argument("--uploads", type=int, default=50)
     options.add_argument("--slow", type=int, default=5)
     options.add_argument("--seed", type=int, default=0)

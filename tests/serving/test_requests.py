@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,41 @@ def test_a_path_that_was_never_uploaded_and_json_that_is_no_text_are_refused_wit
     for body in (b'"\\ud800"', b'{"data": [], "fn_index": 99, "session_hash": "x"}'):
         answer = page.ask("POST", f"{API}/queue/join", body)
         assert answer.status == 422 and b"this is no request of this page" in answer.body
+
+
+def test_a_form_without_a_file_and_the_stream_of_a_session_that_is_none_are_refused_and_end(served):
+    from tests.fuzz.requests import API, BOUNDARY, Page, multipart
+
+    page = Page(*served, "m", ())
+    form = multipart(b"x", "clip.mp4").replace(b'; filename="clip.mp4"', b"")
+    answer = page.ask("POST", f"{API}/upload", form, f"multipart/form-data; boundary={BOUNDARY}")
+    assert answer.status == 422 and b"this is no request of this page" in answer.body
+    assert b"session_not_found" in page.ask("GET", f"{API}/queue/data?session_hash=none").body
+
+
+@pytest.mark.parametrize(
+    ("error", "started", "status"), [(TypeError("x"), False, 422), (OSError(28, "full"), False, 500),
+                                     (RuntimeError("x"), True, 200)],
+)  # fmt: skip
+def test_a_fault_of_the_server_is_a_sentence_or_the_end_of_a_stream(error: Exception, started: bool, status: int):
+    import asyncio
+
+    from sttm.serving.app import Faults
+
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(Faults(failing)({"type": "http", "method": "GET"}, None, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == status and not sent[1].get("more_body")
+    assert started or b"request" in sent[1]["body"]
 
 
 def test_an_answer_that_shows_the_machine_is_a_fault(tmp_path: Path):

@@ -13,12 +13,17 @@ from sttm.errors import SttmError
 from sttm.serving import answers
 from sttm.serving.engine import LEAST, MOST, Answer, Engine
 
+logger = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
 #: Requests that wait at most; those beyond are told to come back.
 WAITING = 16
 #: How often old uploads are looked for, and how old they may become, in seconds.
 CLEANED = (60, 900)
 
+FAILED = "the page failed on this request; see whether the disk of the machine is full, then try again"
+#: What Gradio raises on a request that it cannot read.
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
 NO_REQUEST = "this is no request of this page: it takes an uploaded video, a model, a method and a compute"
 
 CSS = """
@@ -101,17 +106,50 @@ def _blocks() -> Any:
 
 
 async def _refuse(*_: Any) -> Any:
-    """Answer a request whose JSON is wrong or names no function of the page, without what was sent."""
+    """Return the answer to a request that Gradio cannot read: wrong JSON or form, or no function of the page."""
+    return _answer(NO_REQUEST, 422)
+
+
+def _answer(sentence: str, status: int) -> Any:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"detail": NO_REQUEST}, status_code=422)
+    return JSONResponse({"detail": sentence}, status_code=status)
 
 
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Return whether a record of the server is more than an upload that its sender broke off."""
-    from starlette.requests import ClientDisconnect
+class Faults:
+    """ASGI middleware: a request on which Gradio fails is refused in a sentence, and its stream ends.
 
-    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
+    Gradio raises on some requests that it cannot read, in the middle of an answer too. The server would answer with
+    status 500, or break the connection, and print a traceback.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.requests import ClientDisconnect
+
+        started = False
+
+        async def sending(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except ClientDisconnect:  # an upload that its sender broke off
+            return
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            if started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif isinstance(error, UNREADABLE):
+                await _answer(NO_REQUEST, 422)(scope, receive, send)
+            else:
+                logger.warning("a request of the page failed: %s", type(error).__name__)
+                await _answer(FAILED, 500)(scope, receive, send)
 
 
 def guarded(engine: Engine) -> Callable[[str | None, str, str, float], Answer]:
@@ -143,16 +181,16 @@ def serving(engine: Engine, port: int) -> Iterator[str]:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         import gradio as gr
         from fastapi.exceptions import RequestValidationError
+        from starlette.middleware import Middleware
 
         own = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        logging.getLogger("uvicorn.error").addFilter(_is_worth_saying)
         page = build(engine).queue(max_size=WAITING, default_concurrency_limit=1)
         try:
             _, address, _ = page.launch(
                 server_name=HOST, server_port=port or None, prevent_thread_lock=True, quiet=True, share=False,
                 show_error=False, enable_monitoring=False, ssr_mode=False, css=CSS, theme=own,
                 max_file_size=int(4e6 * engine.limits.megabytes),
-                app_kwargs={"exception_handlers": {RequestValidationError: _refuse, KeyError: _refuse}},
+                app_kwargs=dict(exception_handlers={RequestValidationError: _refuse}, middleware=[Middleware(Faults)]),
             )  # fmt: skip
         except OSError as error:
             raise SttmError(f"port {port} is taken; give another one with --port") from error
