@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sttm.backbones.config_check import AGAIN, Header, make_config
 from sttm.config.parsing import read_json
 from sttm.errors import SttmError, few, first_line, shown
-from sttm.patching.saving import INNER, INNER_TYPE, MODEL_TYPE, PLAN_FILE, read_plan
+from sttm.patching.saving import INNER, INNER_TYPE, MERGER, MODEL_TYPE, PLAN_FILE, merger_names, read_plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -219,22 +219,26 @@ def _computes(model: nn.Module, key: str, stored: Tensor) -> bool:
     return hasattr(value, "shape") and value.shape == stored.shape and value.allclose(stored.to(value), atol=1e-5)
 
 
-def check_weights(model: nn.Module, header: Header, name: object) -> None:
+def check_weights(model: nn.Module, header: Header, name: object, new: Container[str] = ()) -> None:
     """Check the tensors of a model against the header that they came from: no merger left over, types, finite numbers.
+
+    Args:
+        new: names of tensors that were not loaded.
 
     Raises:
         SttmError: naming the first few.
     """
     state = model.state_dict()
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    mergers = {key for key in header if ".merger." in key}
-    if unused := {key for key in mergers if key not in state and key.removeprefix(prefix) not in state}:
+    names = merger_names(model, header)
+    if unused := {key for key in header if MERGER in key and key not in names}:
         raise SttmError(f"{name} has mergers that {PLAN_FILE} does not name ({few(unused)}); save the model again")
     whole = {key: dtype for key, (dtype, _) in header.items() if dtype not in FLOATS and not _is_part(key, PRETRAINING)}
     for key, dtype in whole.items():
-        tensor = state.get(key, state.get(key.removeprefix(prefix)))
+        tensor = state.get(names.get(key, key), state.get(key.removeprefix(prefix)))
         if tensor is None or tensor.is_floating_point():
             raise SttmError(f"{name} has {key} as {dtype}, which is no type of weights; {AGAIN}")
-    wrong = {key for key, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())}
+    loaded = {key: tensor for key, tensor in state.items() if tensor.is_floating_point() and key not in new}
+    wrong = {key for key, tensor in loaded.items() if not bool(tensor.isfinite().all())}
     if wrong:
         raise SttmError(f"{name} has weights that are not finite ({few(wrong)}); use another checkpoint")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttm.errors import SttmError, did_you_mean, few, first_line, quoted
-from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, read_tensors
+from sttm.model_folder import ModelFolder, check_files, check_loaded, mismatch, open_folder, read_header, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,13 +80,15 @@ def build(
         config: in place of the folder's own.
         kind: the class of the model; left out, the one that classifies.
     """
+    from sttm.patching.saving import MERGER
+
     with quiet(), explained(what, advice):
         model, info = (kind or folder.auto_class).from_pretrained(
             folder.path, config=config or folder.config, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
     if folder.plan is not None:
-        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
+        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if MERGER not in key}
     return model, info
 
 
@@ -143,11 +145,14 @@ def plain_twin(model: nn.Module, name: str | Path = "") -> tuple[nn.Module, str]
     return twin, "the same weights"
 
 
-def install_saved(model: nn.Module, folder: Path, plan: Plan) -> None:
+def install_saved(model: nn.Module, folder: Path, plan: Plan, *, strict: bool = True) -> set[str]:
     """Put the mergers of a saved model, with their weights, into the plain model.
 
+    Returns:
+        The names of the mergers' tensors that the folder has no weights for; none where `strict`.
+
     Raises:
-        SttmError: if the plan or the weights do not fit the model.
+        SttmError: if the plan or the weights do not fit the model, or, where `strict`, weights are missing.
     """
     from sttm.patching import api
     from sttm.patching.saving import PLAN_FILE, check_plan
@@ -155,7 +160,10 @@ def install_saved(model: nn.Module, folder: Path, plan: Plan) -> None:
     check_plan(plan, model, folder / PLAN_FILE)
     with explained(f"put the mergers of {folder / PLAN_FILE} into the model", "; save the model again"):
         api.install(model, plan)
-    _load_mergers(model, folder)
+    missing = _load_mergers(model, folder)
+    if missing and strict:
+        raise SttmError(f"{folder} has no weights for {few(missing)}; save the model again")
+    return missing
 
 
 def save(
@@ -225,21 +233,19 @@ def _download(name: str) -> Path:
         raise SttmError(missing) from error
 
 
-def _load_mergers(model: nn.Module, folder: Path) -> None:
-    """Load the weights of the mergers, which transformers passes over because its own model knows none."""
-    wanted = {name for name in model.state_dict() if ".merger." in name}
-    # A base that was saved with its head on has its names behind a prefix.
-    prefix = getattr(model, "base_model_prefix", "")
-    names = {f"{prefix}.{name}": name for name in wanted} | {name: name for name in wanted}
+def _load_mergers(model: nn.Module, folder: Path) -> set[str]:
+    """Load the weights of the mergers, which transformers passes over; return the names of those that are missing."""
+    from sttm.patching.saving import MERGER, merger_names
+
+    names = merger_names(model, read_header(folder))
     found = {names[name]: tensor for name, tensor in read_tensors(folder, names).items()}
-    if found.keys() != wanted:
-        raise SttmError(f"{folder} has no weights for {few(wanted - found.keys())}; save the model again")
     own = model.state_dict()
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             raise SttmError(f"{folder} has {mismatch((name, tensor.shape, own[name].shape))}; save the model again")
     with explained(f"load the mergers of {folder}", "; save the model again"):
         model.load_state_dict(found, strict=False)
+    return {name for name in own if MERGER in name} - found.keys()
 
 
 @contextmanager

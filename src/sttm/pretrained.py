@@ -5,10 +5,12 @@ What they load is the model itself, an instance of its own class, with the merge
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from sttm.errors import SttmError
 
@@ -56,13 +58,16 @@ class _Merged:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, config: MergedConfig, **options: Any) -> Any:
-        """Load the model of a folder or hub id, put its mergers in, and load their weights."""
+        """Load the model of a folder or hub id, put its mergers in, and load their weights.
+
+        With `output_loading_info`, what is missing or left over is in that info, as ever; else it is an error.
+        """
         import transformers
         from transformers.utils.hub import cached_file
 
         from sttm import models
         from sttm.model_folder import check_loaded, check_weights, read_header
-        from sttm.patching.saving import PLAN_FILE, read_plan
+        from sttm.patching.saving import MERGER, PLAN_FILE, read_plan
 
         where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
         hub = {key: options[key] for key in where if options.get(key) is not None}
@@ -74,14 +79,20 @@ class _Merged:
         with models.quiet():
             model, info = auto.from_pretrained(name, *args, config=config.inner(), output_loading_info=True, **options)
         folder = Path(plan_file).parent
-        models.install_saved(model, folder, read_plan(Path(plan_file)))
-        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if ".merger." not in key}
+        info["missing_keys"] |= models.install_saved(model, folder, read_plan(Path(plan_file)), strict=not wants_info)
+        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if MERGER not in key}
+        _say_mismatched(info["mismatched_keys"])
+        header = read_header(folder)
+        if wants_info:
+            placed = {key: of for key, of in header.items() if key not in info["unexpected_keys"]}
+            check_weights(model, placed, name, new=info["missing_keys"])
+            return model, info
         if cls.auto_class != "AutoModel":  # a base model has no place for a head, and may have a pooler of its own
             new = {wrong[0] for wrong in info["mismatched_keys"]} if options.get("ignore_mismatched_sizes") else set()
             kept = {"mismatched_keys": set(), "missing_keys": set(info["missing_keys"]) - new} if new else {}
             check_loaded({**info, **kept}, model, folder, name)
-        check_weights(model, read_header(folder), name)
-        return (model, info) if wants_info else model
+        check_weights(model, header, name)
+        return model
 
     @classmethod
     def _from_config(cls, config: MergedConfig, **options: Any) -> Any:
@@ -89,6 +100,14 @@ class _Merged:
             "a merged model cannot be made from its config alone; use from_pretrained, or make the plain model and "
             "then call sttm.apply"
         )
+
+
+def _say_mismatched(mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Log what has new weights for its shape, as transformers does; its own report would name the mergers too."""
+    logger = logging.get_logger("transformers.modeling_utils")
+    for key, found, wanted in sorted(mismatched):
+        sizes = f"ckpt: {tuple(found)} vs model: {tuple(wanted)}"
+        logger.warning(f"{key} | MISMATCH | Reinit due to size mismatch - {sizes}")
 
 
 class MergedForVideoClassification(_Merged):

@@ -28,26 +28,6 @@ DIFFERENCES = (
         "hidden states are of slots, as many as the plan says",
         families=("videomae", "vivit", "vjepa2"),
     ),
-    Difference(
-        "test_all_tensors_are_parameter_or_buffer",
-        "it empties all tensors and calls `init_weights`, which knows nothing of a merger's tables",
-    ),
-    Difference(
-        "test_init_weights_can_init_buffers", "the same: the tables are made with the merger, not by `init_weights`"
-    ),
-    Difference(
-        "test_model_weights_reload_no_missing_tied_weights",
-        "it reads a folder without weights, which is refused where transformers would start from random ones",
-    ),
-    Difference(
-        "test_can_load_ignoring_mismatched_shapes",
-        "the model is read with a new head, but transformers' log, where the test looks for it, is silent",
-    ),
-    Difference(
-        "test_reverse_loading_mapping",
-        "a merged folder has the names that the model's own tensors have, not those of published checkpoints",
-        families=("videomae", "vivit"),
-    ),
 )
 
 

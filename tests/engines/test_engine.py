@@ -13,8 +13,8 @@ import sttm
 from sttm.engines import engine as engines
 from sttm.engines import openvino_graph, packages
 from sttm.engines.engine import CPU_ONLY, ENGINES, Engine, available, check_engine, make_engine, open_file
-from sttm.engines.graph import MERGER
 from sttm.evaluation.inference import forward, labels_of
+from sttm.patching.saving import MERGER
 from tests.helpers import logits, pixels
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import sttm
 from sttm.data.transforms.preprocess import Preprocess
 from sttm.engines import graph, openvino_graph
 from sttm.engines.graph import metadata, to_onnx
+from sttm.patching.saving import MERGER
 from tests.helpers import FAMILIES, lively, logits, pixels, stir
 
 #: Families with a classifier, one kind of attention of each.
@@ -54,7 +55,7 @@ def test_a_file_says_what_it_is(model: Any, file: Path) -> None:
     assert read.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the number of clips is not free"
     # The weights of mergers are found by name, where they are to stay exact.
     names = [weight.name for weight in read.graph.initializer]
-    assert any(graph.MERGER in name and name.endswith(".T") for name in names)
+    assert any(MERGER in name and name.endswith(".T") for name in names)
 
 
 def test_preprocessing_is_one_product_and_one_sum(model: Any, small_model: Path) -> None:

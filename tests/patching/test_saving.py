@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import sttm
 from sttm.patching import api
-from sttm.patching.saving import PLAN_FILE
+from sttm.patching.saving import MERGER, PLAN_FILE, merger_names
 from tests.helpers import MORE, ONE_EACH, auto_class, lively, logits, pixels, stir
 
 families = pytest.mark.parametrize("family", ONE_EACH)
@@ -40,6 +41,7 @@ def test_auto_classes_give_back_the_merged_model(family: str, learned: bool, tmp
     assert torch.equal(logits(loaded, pixels(model)), logits(model, pixels(model)))
     assert loaded.config.to_dict().keys() == model.config.to_dict().keys()
     assert AutoConfig.from_pretrained(tmp_path).inner().id2label == model.config.id2label
+    assert torch.equal(logits(sttm.load(tmp_path), pixels(model)), logits(model, pixels(model)))
     half = classifiers.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     base = AutoModel.from_pretrained(tmp_path).eval()
@@ -64,7 +66,9 @@ def test_auto_model_gives_back_merged_features(family: str, tmp_path: Path) -> N
 
 
 @families
-def test_what_the_caller_sets_counts_as_for_a_plain_folder(family: str, tmp_path: Path) -> None:
+def test_what_the_caller_sets_counts_as_for_a_plain_folder(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = merged(family)
     model.save_pretrained(tmp_path)
     read = auto_class(model).from_pretrained
@@ -72,9 +76,58 @@ def test_what_the_caller_sets_counts_as_for_a_plain_folder(family: str, tmp_path
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         read(tmp_path, num_labels=7)
     new = read(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert "classifier.weight | MISMATCH" in caplog.text and MERGER not in caplog.text
     assert new.config.num_labels == 7 and logits(new, pixels(model)).shape[-1] == 7
     assert api.plan_of(new) == api.plan_of(model)
     assert all(torch.equal(new.state_dict()[n], p) for n, p in model.named_parameters() if ".merger." in n)
+
+
+@families
+def test_who_asks_for_the_loading_info_is_told_what_is_missing(family: str, tmp_path: Path) -> None:
+    model = merged(family)
+    model.save_pretrained(tmp_path)
+    _, right = auto_class(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not right["missing_keys"] and not right["mismatched_keys"] and not right["error_msgs"]
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(sttm.SttmError, match="no weights for"):
+        auto_class(model).from_pretrained(tmp_path)
+    _, told = auto_class(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert told["missing_keys"] == set(model.state_dict()) and told["unexpected_keys"] == {"other"}
+
+
+def test_names_of_mergers_are_told_apart_by_their_block_or_not_at_all() -> None:
+    model = merged("vivit")
+    own = [key for key in model.state_dict() if MERGER in key]
+    published = {key.replace("layers.", "encoder.layer."): key for key in own}
+    assert merger_names(model, [*published, "vivit.layers.0.norm.weight"]) == published
+    assert merger_names(model, own) == {key: key for key in own}
+    assert not merger_names(model, ["encoder.layer.99.merger.grid", "encoder.layer.0.merger.other"])
+    assert set(merger_names(model, [*own, *published]).values()) == set(own)
+    assert not merger_names(model, [*own, *published]).keys() & published.keys() - set(own)
+    model.twin = model.vivit  # two blocks of one number
+    assert not merger_names(model, published)
+
+
+@families
+@pytest.mark.parametrize("method", ["sttm", "patchmerger"])
+def test_mergers_of_a_model_made_on_the_meta_device_start_as_new_ones(family: str, method: str) -> None:
+    model = lively(family)
+    sttm.apply(model, compute=0.6, learned=True, method=method)
+    wanted = {name: value.clone() for name, value in model.named_buffers() if MERGER in name}
+    zero = {name for name, value in model.named_parameters() if MERGER in name and not value.any()}
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(77)
+    model.init_weights()
+    found = dict(model.named_buffers())
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    parameters = {name: value for name, value in model.named_parameters() if MERGER in name}
+    assert {name for name, value in parameters.items() if not value.any()} == zero
+    assert not any((value == 77).any() for value in parameters.values())
+    assert logits(model, pixels(model)).isfinite().all()
+    sttm.remove(model)
+    assert "_init_weights" not in vars(model)
 
 
 def run_without_sttm(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -43,7 +43,8 @@ def test_a_path_that_was_never_uploaded_and_json_that_is_no_text_are_refused_wit
 def test_a_form_without_a_file_and_the_stream_of_a_session_that_is_none_are_refused_and_end(served):
     from tests.fuzz.requests import API, BOUNDARY, Page, multipart
 
-    page = Page(*served, "m", ())
+    address, uploads = served
+    page = Page(address, uploads, "m", ())
     form = multipart(b"x", "clip.mp4").replace(b'; filename="clip.mp4"', b"")
     answer = page.ask("POST", f"{API}/upload", form, f"multipart/form-data; boundary={BOUNDARY}")
     assert answer.status == 422 and b"this is no request of this page" in answer.body

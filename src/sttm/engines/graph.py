@@ -24,6 +24,7 @@ from sttm.backbones import backbone_of
 from sttm.engines.packages import require
 from sttm.errors import SttmError, first_line
 from sttm.patching import api
+from sttm.patching.saving import MERGER  # nodes of a graph have the names of the weights that they read
 
 if TYPE_CHECKING:
     from sttm.data.transforms.preprocess import Preprocess
@@ -35,8 +36,6 @@ INPUT, OUTPUT = "pixels", "logits"
 TRACED = 2
 #: Numbers of a constant that is folded before a graph is written.
 SMALL = 64
-#: What the names of a merger's weights, and of the nodes that read them, have in them.
-MERGER = ".merger."
 #: ONNX's own limit of one file, less some room for the graph.
 MOST_BYTES = 2**31 - 2**24
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sttm.engines.graph import MERGER, to_onnx
+from sttm.engines.graph import to_onnx
 from sttm.engines.packages import require
+from sttm.patching.saving import MERGER
 
 #: Numbers of an input of an int8 product that are rounded to one scale.
 GROUP = 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sttm.merging.tokens import MergeMap
 from sttm.patching import behind, hooks
 from sttm.patching.attention import ConfigView, SizedConfig, WeighProbabilities
 from sttm.patching.edits import Edits
+from sttm.patching.initial import InitWeights
 from sttm.patching.plan import MergerPlan, Plan, build_merger
 from sttm.patching.saving import SavePretrained
 from sttm.patching.schedule import make_plan, plain_macs
@@ -96,6 +98,10 @@ def install(model: nn.Module, plan: Plan) -> None:
             Installation(backbone, model, plan, edits, key).run(mergers)
             # Without mergers it is the plain model, and what it saves is a plain folder.
             edits.set_attribute(model, "save_pretrained", SavePretrained(model, plan))
+            build = partial(_build, backbone, model, plan)
+            for owner in {id(part): part for part in (model, backbone.base(model))}.values():
+                if hasattr(owner, "_initialize_weights"):  # a model of transformers
+                    edits.set_attribute(owner, "_init_weights", InitWeights(owner, mergers, build))
         edits.set_attribute(model, RECORD, Merged(plan, edits, key))
     except BaseException:
         edits.undo()

@@ -8,13 +8,14 @@ weights lie among the model's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sttm.backbones import backbone_of
 from sttm.config.parsing import read_json
@@ -27,6 +28,8 @@ PLAN_FILE = "sttm.json"
 #: A type inside the inner config would let the family's own config class read it as if nothing were merged.
 MODEL_TYPE = "sttm"
 INNER_TYPE, INNER = "backbone_type", "backbone_config"
+#: What the names of a merger's tensors have in them, after the path to its block.
+MERGER = ".merger."
 
 
 class SavePretrained:
@@ -36,8 +39,9 @@ class SavePretrained:
         self.model, self.plan = model, plan
 
     def __call__(self, save_directory: str | Path, *, push_to_hub: bool = False, **options: Any) -> None:
-        # Names as they are: the older names that some families are published under have no place for a merger.
-        options["save_original_format"] = False
+        # transformers saves some families under the names of published checkpoints. Who hands in a state dict, as the
+        # Trainer does even where it is None, reads the file back by the model's own names.
+        options.setdefault("save_original_format", "state_dict" not in options)
         hub = {name: options.pop(name) for name in ("repo_id", "commit_message", "private", "token") if name in options}
         type(self.model).save_pretrained(self.model, save_directory, **options)
         if options.get("is_main_process", True):
@@ -108,6 +112,33 @@ def check_plan(plan: Plan, model: Any, path: Path) -> None:
         with named(path), torch.device("meta"):
             build_merger(backbone, model, plan, merger)
         layer, frames, tokens = merger.layer, merger.frames, merger.tokens
+
+
+def merger_names(model: nn.Module, saved: Collection[str]) -> dict[str, str]:
+    """Return for each saved tensor of a merger, by its name in the file, the name that it has in the model.
+
+    The path to a block may differ: a base that was saved with its head on has its names behind a prefix, and
+    transformers saves some families under the names of published checkpoints. From the number of the block on, names
+    are the same. A name that fits no tensor, or one that another name has, is left out.
+    """
+    own = {key for key in model.state_dict() if MERGER in key}
+    by_block: dict[str, list[str]] = {}
+    for key in own:
+        by_block.setdefault(_from_block(key), []).append(key)
+    named = {key: key for key in saved if key in own}
+    taken = set(named)
+    for key in saved:
+        found = by_block.get(_from_block(key), [])
+        if key not in named and len(found) == 1 and found[0] not in taken:
+            named[key] = found[0]
+            taken.add(found[0])
+    return named
+
+
+def _from_block(key: str) -> str:
+    """Return a name from the number of the block on: `model.layers.3.merger.grid` -> `3.merger.grid`."""
+    path, _, rest = key.partition(MERGER)
+    return path.rpartition(".")[2] + MERGER + rest
 
 
 @contextmanager
