@@ -19,7 +19,8 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from sttm.errors import SttmError
 
-OPTIMIZERS = ("muon", "adamw")
+#: Muon for the matrices of the blocks and AdamW for all else; the same, but AdamW for the mergers whole; AdamW alone.
+OPTIMIZERS = ("muon", "adamw-merger", "adamw")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 def optimizers_of(model: nn.Module, lrs: tuple[float, float], optimizer: str = "muon") -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the blocks and AdamW for all else, or AdamW alone.
+    """Return the optimizers of one of `OPTIMIZERS`: Muon, where there is any, before AdamW.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
@@ -127,9 +128,10 @@ def optimizers_of(model: nn.Module, lrs: tuple[float, float], optimizer: str = "
     """
     if optimizer not in OPTIMIZERS:
         raise SttmError(f"unknown optimizer {optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
-    matrices = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and ".layer." in name}
-    hidden = [p for p in model.parameters() if id(p) in matrices and optimizer == "muon"]
-    others = [p for p in model.parameters() if id(p) not in matrices or optimizer == "adamw"]
+    named = {name: p for name, p in model.named_parameters() if optimizer == "muon" or ".merger." not in name}
+    matrices = {id(p) for name, p in named.items() if p.ndim == 2 and ".layer." in name and optimizer != "adamw"}
+    hidden = [p for p in model.parameters() if id(p) in matrices]
+    others = [p for p in model.parameters() if id(p) not in matrices]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lrs[1], betas=(0.9, 0.98), weight_decay=0.0)]
     if hidden:
         muon = torch.optim.Muon(hidden, lr=lrs[0], momentum=0.95, weight_decay=0.05, adjust_lr_fn="original")
