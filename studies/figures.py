@@ -1,4 +1,4 @@
-"""The pictures of docs/how_it_works.md, from one forward of a bundled model on an example clip of the package.
+"""The pictures of docs/how_it_works.md, from one forward of a bundled model, and those of docs/pictures.md.
 
 How to run, from the project's root:
     python studies/figures.py
@@ -8,8 +8,10 @@ Legend: B clips, F windows, M slots (meta tokens), L tokens in a window; T token
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -20,10 +22,12 @@ import torch
 from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 from PIL import Image
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 import sttm
 from sttm.merging.merger import TokenMerger
 from sttm.models import EXAMPLES, load_with_preprocess, plain_twin
+from sttm.synth.videos import SynthSettings, make
 from sttm.visual.paths import in_tokens
 from sttm.visual.pictures import with_regions
 from sttm.visual.regions import PALETTE
@@ -34,6 +38,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: The window of frames that is shown.
 WINDOW = 1
 CELL = 240
+#: The class of the synthetic clip.
+RISING = "Moving [something] up"
 BLUE, ORANGE = (tuple(value / 255 for value in PALETTE[n]) for n in (6, 0))
 
 
@@ -195,12 +201,32 @@ def tokens(made: Run) -> None:
     save(figure, "how_tokens")
 
 
+def merges() -> None:
+    """Draw what `sttm show` does: an example of the package, a synthetic clip, and a large model before training."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder / "made", SynthSettings(clips=18), workers=1)
+        labels = json.loads((folder / "made" / "train.json").read_text(encoding="utf-8"))
+        up = next(entry["id"] for entry in labels if entry["template"] == RISING)
+        VideoMAEForVideoClassification(VideoMAEConfig(num_labels=10)).save_pretrained(folder / "unfitted")
+        shown = {"merged": (EXAMPLES / CLIP, MODEL), "unfitted": (EXAMPLES / CLIP, folder / "unfitted")}
+        shown["paths"] = (folder / "made" / "videos" / f"{up}.mp4", "sttm-motion")
+        for name, (clip, model) in shown.items():
+            sttm.show(clip, DOCS / f"{name}.png", model=model)
+            lessen(DOCS / f"{name}.png", 128)
+
+
 def save(figure: Any, name: str) -> None:
     """Save a picture with a background of its own, readable on a light and on a dark page."""
     path = DOCS / f"{name}.png"
     figure.savefig(path, dpi=110, facecolor="white")
     pyplot.close(figure)
-    Image.open(path).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+    lessen(path, 192)
+
+
+def lessen(path: Path, colours: int) -> None:
+    """Save a picture again in so many colours."""
+    Image.open(path).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
@@ -208,4 +234,4 @@ if __name__ == "__main__":
     made = run()
     for draw in (meta_tokens, fusion, motion, tokens):
         draw(made)
-    print(f"written by sttm {sttm.__version__}: {', '.join(path.name for path in sorted(DOCS.glob('how_*.png')))}")
+    merges()
