@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def test_a_fault_of_the_server_is_a_sentence_or_the_end_of_a_stream(error: Excep
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(Faults(failing)({"type": "http", "method": "GET"}, None, send))
+    async def request() -> None:
+        await Faults(failing)({"type": "http", "method": "GET"}, None, send)
+
+    with ThreadPoolExecutor(1) as pool:  # the browser's driver has a loop of its own in this thread
+        pool.submit(asyncio.run, request()).result()
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == status and not sent[1].get("more_body")
     assert started or b"request" in sent[1]["body"]
