@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -116,24 +117,33 @@ def build_merger(
 ) -> TokenReducer:
     """Return the module of one planned merger; `grid` is that of the tokens where nothing has merged before."""
     fresh = None if grid is None else (grid.height, grid.width)
-    return method_named(plan.method)(
-        backbone.width(model), merger.frames, merger.tokens, frames_in=merger.frames_before,
-        tokens_in=merger.tokens_before, grid_in=fresh, learned=plan.learned, selector=plan.selector,
-        motion=plan.motion, cue_dim=backbone.head_width(model) if merger.inside else None,
-        depth=merger.layer / len(backbone.blocks(model)),
+    return method_named(plan.method)(**_arguments(backbone, model, plan, merger), grid_in=fresh)
+
+
+def _arguments(backbone: Backbone, model: nn.Module, plan: Plan, merger: MergerPlan) -> dict[str, Any]:
+    return dict(
+        dim=backbone.width(model), frames=merger.frames, tokens=merger.tokens, frames_in=merger.frames_before,
+        tokens_in=merger.tokens_before, learned=plan.learned, selector=plan.selector, motion=plan.motion,
+        cue_dim=backbone.head_width(model) if merger.inside else None, depth=merger.layer / len(backbone.blocks(model)),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _merger_macs(method: type[TokenReducer], **arguments: Any) -> int:
+    """Return the multiply-adds of one merger for one clip; a search asks for the same ones again and again."""
+    with torch.device("meta"):
+        return method(**arguments).total_macs(arguments["frames_in"], arguments["tokens_in"])
 
 
 def count_macs(backbone: Backbone, model: nn.Module, plan: Plan, mergers: Sequence[MergerPlan]) -> int:
     """Multiply-adds of one clip through a model with these mergers."""
     grid = backbone.grid(model, plan.clip_shape)
     frames, tokens, inner = grid.frames, grid.tokens, 0
-    planned = {merger.layer: merger for merger in mergers}
+    planned, method = {merger.layer: merger for merger in mergers}, method_named(plan.method)
     for number in range(len(backbone.blocks(model))):
         merger = planned.get(number)
         if merger is not None:
-            with torch.device("meta"):
-                inner += build_merger(backbone, model, plan, merger).total_macs(frames, tokens)
+            inner += _merger_macs(method, **_arguments(backbone, model, plan, merger))
             if merger.inside:
                 # Attention sees the tokens before, the MLP those after.
                 inner += backbone.block_macs(model, grid, frames, tokens) + _reading_macs(backbone, model, plan, merger)
