@@ -79,7 +79,8 @@ class _Merged:
         with models.quiet():
             model, info = auto.from_pretrained(name, *args, config=config.inner(), output_loading_info=True, **options)
         folder = Path(plan_file).parent
-        info["missing_keys"] |= models.install_saved(model, folder, read_plan(Path(plan_file)), strict=not wants_info)
+        unsaved = models.install_saved(model, folder, read_plan(Path(plan_file)), strict=not wants_info)
+        info["missing_keys"] = {*info["missing_keys"], *unsaved}
         info["unexpected_keys"] = {key for key in info["unexpected_keys"] if MERGER not in key}
         _say_mismatched(info["mismatched_keys"])
         header = read_header(folder)
