@@ -47,9 +47,14 @@ class Search:
         self.grid = backbone.grid(model, empty.clip_shape)
         self.depth = len(backbone.blocks(model))
         self.spec = spec_of(empty.method)
+        self.known: dict[tuple[MergerPlan, ...], float] = {}
 
     def share(self, mergers: Sequence[MergerPlan]) -> float:
-        return count_macs(self.backbone, self.model, self.empty, mergers) / self.before
+        """Return the multiply-adds with these mergers over those without; a bisection asks for some many times."""
+        key = tuple(mergers)
+        if key not in self.known:
+            self.known[key] = count_macs(self.backbone, self.model, self.empty, mergers) / self.before
+        return self.known[key]
 
     def best(self) -> tuple[MergerPlan, ...]:
         found: list[tuple[float, float, tuple[MergerPlan, ...]]] = []
