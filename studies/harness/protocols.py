@@ -213,8 +213,8 @@ def report(study: str, scale: str, split: str) -> None:
         origin(rows, f"python studies/{study}.py run"),
     ]
     for (dataset, optimizer), of_set in groups(rows, "dataset", "optimizer").items():
-        plain = {epochs: group for (method, epochs), group in groups(of_set.rows, "method", "epochs").items()
-                 if method == "plain"}  # fmt: skip
+        found = groups(of_set.rows, "method", "variant", "epochs")
+        plain = {epochs: group for (*name, epochs), group in found.items() if name == ["plain", ""]}
         for (compute,), at_compute in groups(of_set.rows, "compute").items():
             if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
                 sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
@@ -230,7 +230,7 @@ def _table(at_compute: Group, plain: dict[float, Group]) -> str:
     found = groups(at_compute.rows, "method", "variant", "epochs")
     lines = [_line(("plain", "", epochs), group, plain, None) for epochs, group in plain.items()]
     for key, group in sorted(found.items(), key=lambda entry: (entry[0][2], -entry[1].top1)):
-        if key[0] != "plain":
+        if key[:2] != ("plain", ""):
             ours = found.get(("sttm", "", key[2])) if key[:2] != ("sttm", "") else None
             lines.append(_line(key, group, plain, ours))
     return markdown(HEADS, lines)
@@ -239,7 +239,7 @@ def _table(at_compute: Group, plain: dict[float, Group]) -> str:
 def _line(key: tuple[str, str, float], group: Group, plain: dict[float, Group], ours: Group | None) -> tuple[str, ...]:
     method, variant, epochs = key
     training = training_macs(group.rows[0]) / 1e12
-    delta = difference(group, plain[epochs]) if epochs in plain and method != "plain" else None
+    delta = difference(group, plain[epochs]) if epochs in plain and (method, variant) != ("plain", "") else None
     versus = ours and difference(ours, group)
     return (f"**{method}**" if method == "sttm" and not variant else method, variant, f"{epochs:g}",
             f"{group.gmacs:.4f}", f"{training:.0f}", str(len(group.rows)), group.shown,

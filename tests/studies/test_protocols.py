@@ -102,6 +102,13 @@ def test_controls_and_methods_with_the_motion_feature_are_trained_alike(
     assert all(0.3 < found[name, ""]["macs"] / plain < 0.7 for name in controls)
     assert found["plain", "motion"]["macs"] > plain and found["plain", "motion"]["learned"]
     assert found["tome", "motion"]["macs"] == pytest.approx(0.5 * plain, rel=0.02)
+    # What others are compared with is plain without the feature.
+    lines = (tmp_path / "results" / "scratch" / "table.md").read_text().splitlines()
+    (twin,), (other,) = (
+        [line for line in lines if line.startswith(f"| plain | {name}")] for name in (" |", "motion |")
+    )
+    delta = 100 * (found["plain", "motion"]["top1"] - found["plain", ""]["top1"])
+    assert "p " not in twin and f"| {delta:+.1f}, p " in other
 
 
 @pytest.mark.parametrize("compute", [0.62, 0.35])
