@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,19 +40,30 @@ def main() -> None:
         run(sys.executable, "-m", "venv", str(core))
         pip(core, "install", TORCH)  # first and alone, so that nothing else can bring in another build of it
         pip(core, "install", str(wheel))
-        first_commands(core, [str(core / "bin" / "sttm")], folder)
-        refused = run(str(core / "bin" / "sttm"), "train", "ut_interaction", folder=folder, code=2)
-        assert "pip install 'sttm[train]'" in refused.stderr, refused.stderr
-        clone = copied(core, folder / "clone")
-        pip(clone, "install", "--no-deps", "--force-reinstall", str(ROOT))
-        first_commands(clone, [str(clone / "bin" / "python"), "-m", "sttm"], folder)
-        for extra in INSTALLED:
-            with_extra(extra, copied(core, folder / extra), wheel, folder)
-        for extra in RESOLVED:
-            resolved(extra, core, wheel, folder)
+        copies = {name: copied(core, folder / name) for name in ("clone", *INSTALLED)}  # before anything runs in it
+        jobs = [partial(alone, core, folder), partial(of_clone, copies["clone"], folder)]
+        jobs += [partial(with_extra, extra, copies[extra], wheel, folder) for extra in INSTALLED]
+        jobs += [partial(resolved, extra, core, wheel, folder) for extra in RESOLVED]
+        with ThreadPoolExecutor(2) as pool:  # each waits for processes; one that fails ends the run
+            for done in as_completed([pool.submit(job) for job in jobs]):
+                done.result()
     finally:
         shutil.rmtree(folder)
     print("All installed and ran")
+
+
+def alone(core: Path, folder: Path) -> None:
+    """Check the package without extras: it works, and says what training needs."""
+    work = folder / "work-core"
+    first_commands(core, [str(core / "bin" / "sttm")], work)
+    refused = run(str(core / "bin" / "sttm"), "train", "ut_interaction", folder=work, code=2)
+    assert "pip install 'sttm[train]'" in refused.stderr, refused.stderr
+
+
+def of_clone(clone: Path, folder: Path) -> None:
+    """Check the package as it is installed from a clone."""
+    pip(clone, "install", "--no-deps", "--force-reinstall", str(ROOT))
+    first_commands(clone, [str(clone / "bin" / "python"), "-m", "sttm"], folder / "work-clone")
 
 
 def build(folder: Path) -> Path:
@@ -66,15 +79,15 @@ def copied(environment: Path, to: Path) -> Path:
 
 
 def first_commands(environment: Path, sttm: list[str], folder: Path) -> None:
-    """Run what a new user types first."""
+    """Run what a new user types first, in a new folder."""
+    folder.mkdir()
     assert run(*sttm, "--version", folder=folder).stdout.strip() == PROJECT["version"]
     place = run(str(environment / "bin" / "python"), "-c", "import sttm; print(sttm.__file__)", folder=folder).stdout
     assert place.startswith(str(environment)), place
     run(*sttm, "doctor", folder=folder)
     listed = run(*sttm, "configs", folder=folder).stdout
     assert "ssv2/videomae-b-sttm" in listed and "ut_interaction" in listed
-    if not (folder / "made").exists():
-        run(*sttm, "synth", "made", "--clips", "60", "--size", "64", "--workers", "1", folder=folder)
+    run(*sttm, "synth", "made", "--clips", "60", "--size", "64", "--workers", "1", folder=folder)
     lines = run(*sttm, "predict", "made/videos/0.mp4", "--json", "--output", "labels.csv", folder=folder).stdout
     assert json.loads(lines)["predictions"][0]["score"] > 0
     assert len((folder / "labels.csv").read_text(encoding="utf-8").splitlines()) == 2
@@ -82,16 +95,17 @@ def first_commands(environment: Path, sttm: list[str], folder: Path) -> None:
 
 def with_extra(extra: str, environment: Path, wheel: Path, folder: Path) -> None:
     """Install an extra, and check that it brings what it is for."""
+    work = folder / f"work-{extra}"
     pip(environment, "install", f"{wheel}[{extra}]")
     sttm = [str(environment / "bin" / "python"), "-m", "sttm"]
-    first_commands(environment, sttm, folder)
-    found = {row["name"]: row["status"] for row in json.loads(run(*sttm, "doctor", "--json", folder=folder).stdout)}
+    first_commands(environment, sttm, work)
+    found = {row["name"]: row["status"] for row in json.loads(run(*sttm, "doctor", "--json", folder=work).stdout)}
     names = [line.partition(">")[0] for line in PROJECT["optional-dependencies"][extra]]
     assert all(found[name] == "ok" for name in names), found
     if extra == "train":
-        (folder / "c.yaml").write_text(CONFIG, encoding="utf-8")
-        run(*sttm, "train", "c.yaml", folder=folder)
-        run(*sttm, "predict", "made/videos", "--model", "run/model", "--output", "labels.parquet", folder=folder)
+        (work / "c.yaml").write_text(CONFIG, encoding="utf-8")
+        run(*sttm, "train", "c.yaml", folder=work)
+        run(*sttm, "predict", "made/videos", "--model", "run/model", "--output", "labels.parquet", folder=work)
 
 
 def resolved(extra: str, environment: Path, wheel: Path, folder: Path) -> None:
