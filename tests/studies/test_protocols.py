@@ -108,7 +108,7 @@ def test_controls_and_methods_with_the_motion_feature_are_trained_alike(
         [line for line in lines if line.startswith(f"| plain | {name}")] for name in (" |", "motion |")
     )
     delta = 100 * (found["plain", "motion"]["top1"] - found["plain", ""]["top1"])
-    assert "p " not in twin and f"| {delta:+.1f}, p " in other
+    assert f"| {plain / 1e9:.4f} |" in twin and "p " not in twin and f"| {delta:+.1f}, p " in other
 
 
 @pytest.mark.parametrize("compute", [0.62, 0.35])
