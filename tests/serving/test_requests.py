@@ -56,7 +56,9 @@ def test_a_form_without_a_file_and_the_stream_of_a_session_that_is_none_are_refu
     ("error", "started", "status"), [(TypeError("x"), False, 422), (OSError(28, "full"), False, 500),
                                      (RuntimeError("x"), True, 200)],
 )  # fmt: skip
-def test_a_fault_of_the_server_is_a_sentence_or_the_end_of_a_stream(error: Exception, started: bool, status: int):
+def test_a_fault_of_the_server_is_a_sentence_or_the_end_of_a_stream(
+    error: Exception, started: bool, status: int, caplog: pytest.LogCaptureFixture
+):
     import asyncio
 
     from sttm.serving.app import Faults
@@ -79,6 +81,7 @@ def test_a_fault_of_the_server_is_a_sentence_or_the_end_of_a_stream(error: Excep
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == status and not sent[1].get("more_body")
     assert started or b"request" in sent[1]["body"]
+    assert caplog.messages == [f"a request of the page failed: {type(error).__name__}"]
 
 
 def test_an_answer_that_shows_the_machine_is_a_fault(tmp_path: Path):

@@ -143,12 +143,14 @@ class Faults:
         except Exception as error:
             if scope["type"] != "http":
                 raise
+            logger.warning(
+                "a request of the page failed: %s", type(error).__name__
+            )  # a fault of ours may be among them
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif isinstance(error, UNREADABLE):
                 await _answer(NO_REQUEST, 422)(scope, receive, send)
             else:
-                logger.warning("a request of the page failed: %s", type(error).__name__)
                 await _answer(FAILED, 500)(scope, receive, send)
 
 
