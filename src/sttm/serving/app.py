@@ -143,9 +143,8 @@ class Faults:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            logger.warning(
-                "a request of the page failed: %s", type(error).__name__
-            )  # a fault of ours may be among them
+            # Said in every case: a fault of the page itself may be among them.
+            logger.warning("a request of the page failed: %s", type(error).__name__)
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif isinstance(error, UNREADABLE):
