@@ -13,7 +13,7 @@ from sttm.backbones import backbone_of
 from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import DOUBT, Motion, motion_input
-from sttm.merging.ops import linear, standardised, take
+from sttm.merging.ops import averages_by_share, linear, standardised, take
 from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
 from sttm.merging.spec import MethodSpec
@@ -54,17 +54,31 @@ class WithoutConfidence(TokenMerger):
     motion_type = UncertainMotion
 
 
-class SelectionOnly(TokenMerger):
+class ByShares(TokenMerger):
+    """A base of variants that give each slot a share of each token."""
+
+    def fuse(
+        self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, meta_BFM: Tensor, cosine_BFML: Tensor
+    ) -> Reduced:
+        share_BFML = self.shares(cosine_BFML, meta_BFM)
+        size_BFM, (z_BFMC, centroid_BFM3) = averages_by_share(share_BFML, size_BFL, x_BFLC, position_BFL3)
+        return Reduced(z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML)
+
+    def shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SelectionOnly(ByShares):
     """Keep the meta tokens and drop all other tokens."""
 
-    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+    def shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         return torch.zeros_like(cosine_BFML).scatter(3, meta_BFM[..., None], 1.0)
 
 
-class Soft(TokenMerger):
+class Soft(ByShares):
     """Assign tokens softly: the softmax of their cosines over SOFT."""
 
-    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
+    def shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
         return (cosine_BFML / SOFT).softmax(2)
 
 

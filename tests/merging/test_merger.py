@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import Motion, motion_input
+from sttm.merging.ops import adds_in_order
 from sttm.merging.reducer import Reduced
 from sttm.merging.tokens import Tokens, grid_positions
 from tests.merging.helpers import cell
@@ -195,6 +196,29 @@ def test_sizes_sum_to_the_tokens_that_came_in(windows, window, height, width, ke
     assert torch.equal(who.assignment.gather(1, who.meta), torch.arange(windows * slots).expand(2, -1))
     counts = torch.stack([torch.bincount(row, minlength=windows * slots) for row in who.assignment])
     torch.testing.assert_close(who.size.double(), counts.double())
+
+
+@modes
+def test_averages_as_products_are_the_sums_by_index(mode: dict) -> None:
+    """On a GPU and in compiled code, where sums by index have no fixed order, slots are products of matrices."""
+    module, stored = merger(mode, tokens_in=H * W), tokens()
+    by_index, who = module(stored)
+    calls: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, _: Any) -> Any:
+        calls.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    by_product, who_by_product = torch.compile(module, backend=kept)(stored)
+    names = {node.name for graph in calls for node in graph.graph.nodes}
+    assert calls and not any("index_add" in name for name in names), names
+    torch.testing.assert_close(vars(by_product), vars(by_index))
+    torch.testing.assert_close(who_by_product.weight, who.weight)
+    assert torch.equal(who_by_product.assignment, who.assignment)
+    with torch.device("meta"):
+        assert not adds_in_order(torch.empty(1))
+    assert adds_in_order(torch.empty(1))
 
 
 @pytest.mark.parametrize("selector", ["stride", "novelty"])

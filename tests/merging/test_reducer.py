@@ -86,7 +86,7 @@ def test_a_map_merges_as_the_method_does(name: str, learned: bool) -> None:
     given = tokens()
     module = reducer(name, learned=learned)
     merged, who = module(given)
-    if name == "sttm" or spec_of(name).training == "required":
+    if spec_of(name).training == "required":
         with pytest.raises(sttm.SttmError, match="no averages of the tokens"):
             who.merge(given.x_BTSC.flatten(1, 2))
         return

@@ -10,10 +10,12 @@ tokens (slots) in a window; N = T*S tokens in, C width; 3 = (t, y, x).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from sttm.merging.ops import centred, standardised
+from sttm.merging.ops import adds_in_order, centred, standardised
 from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS
 from sttm.merging.spec import MethodSpec
@@ -66,23 +68,21 @@ class TokenMerger(TokenReducer):
         feature_BFLC = standardised(x_BFLC)
         feature_BFLC = centred(feature_BFLC, feature_BFLC)
         meta_BFM, cosine_BFML = self.selector(feature_BFLC, position_BFL3)
-        # 2. Similarity of every token of a window with its objects.
-        share_BFML = self._shares(cosine_BFML, meta_BFM)
+        reduced = self.fuse(x_BFLC, size_BFL, position_BFL3, meta_BFM, cosine_BFML)
+        return replace(reduced, meta_BWK=meta_BFM, feature_BWLC=feature_BFLC)
+
+    def fuse(
+        self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, meta_BFM: Tensor, cosine_BFML: Tensor
+    ) -> Reduced:
+        """Return the slots of every window: steps 2 to 4."""
+        # 2. Every token goes to the object that it is most similar to, each meta token to its own.
+        slot_BFL = cosine_BFML.argmax(2).scatter(-1, meta_BFM, self.slot_M.expand_as(meta_BFM))
         # 3. and 4. Fusion in each frame, then over the frames of the window; as both are weighted by mass, one average.
-        mass_BFML = share_BFML * size_BFL[:, :, None]
-        size_BFM = mass_BFML.sum(-1)
-        weight_BFML = mass_BFML * size_BFM.reciprocal()[..., None]
-        z_BFMC = weight_BFML.to(x_BFLC.dtype) @ x_BFLC
-        centroid_BFM3 = weight_BFML @ position_BFL3
-        return Reduced(
-            z_BFMC, size_BFM, centroid_BFM3, share_BWOL=share_BFML, meta_BWK=meta_BFM, feature_BWLC=feature_BFLC
-        )
+        # A sum by index is the faster form, where it has a fixed order.
+        by_product = not adds_in_order(x_BFLC)
+        return Reduced.to_averages(x_BFLC, size_BFL, position_BFL3, slot_BFL, self.tokens, by_product)
 
     def macs(self, frames: int, tokens: int) -> int:
+        # The averages count as products, so that a plan holds on every device; sums by index multiply less.
         length = frames // self.frames * tokens
         return self.selector.macs(self.frames, length, self.dim) + frames * tokens * self.tokens * (self.dim + 3)
-
-    def _shares(self, cosine_BFML: Tensor, meta_BFM: Tensor) -> Tensor:
-        """Assign each token to its most similar object, and each meta token to its own: shares of 0 and 1 [B F M L]."""
-        slot_BFL = cosine_BFML.max(2).indices.scatter(-1, meta_BFM, self.slot_M.expand_as(meta_BFM))
-        return torch.zeros_like(cosine_BFML).scatter(2, slot_BFL[:, :, None], 1.0)

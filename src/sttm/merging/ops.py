@@ -72,13 +72,40 @@ def averages(slot_BFL: Tensor, count: int, size_BFL: Tensor, *values_BFLC: Tenso
     """
     B, F, _ = slot_BFL.shape
     row_N, size_N1 = rows(slot_BFL, count), size_BFL.reshape(-1, 1)
-    size_R1 = size_N1.new_zeros(B * F * count, 1).index_add(0, row_N, size_N1)
+    # One zero that is read as a table, so that a sum makes a single table: memory costs more than the sums.
+    zero_R1 = size_N1.new_zeros(1, 1).expand(B * F * count, 1)
+    size_R1 = zero_R1.index_add(0, row_N, size_N1)
     means = []
     for value_BFLC in values_BFLC:
         value_NC = value_BFLC.flatten(0, 2).to(size_N1.dtype)
-        sum_RC = value_NC.new_zeros(B * F * count, value_NC.shape[-1]).index_add(0, row_N, size_N1 * value_NC)
+        sum_RC = zero_R1.expand(-1, value_NC.shape[1]).index_add(0, row_N, size_N1 * value_NC)
         means.append((sum_RC / size_R1).to(value_BFLC.dtype).view(B, F, count, -1))
     return size_R1.view(B, F, count), means
+
+
+def averages_by_share(share_BFML: Tensor, size_BFL: Tensor, *values_BFLC: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Average values over the tokens of each slot, weighted by share and size, as products of matrices.
+
+    Args:
+        share_BFML: the share that each slot has of each token.
+        size_BFL, values_BFLC: as in `averages`.
+
+    Returns:
+        As `averages`.
+    """
+    mass_BFML = share_BFML * size_BFL[:, :, None]
+    size_BFM = mass_BFML.sum(-1)
+    weight_BFML = mass_BFML * size_BFM.reciprocal()[..., None]
+    return size_BFM, [weight_BFML.to(value_BFLC.dtype) @ value_BFLC for value_BFLC in values_BFLC]
+
+
+def adds_in_order(x: Tensor) -> bool:
+    """Return whether sums by index have a fixed order: on a CPU, operation by operation.
+
+    On other devices, and in compiled code, several threads may add to one row in any order.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return x.device.type == "cpu" and not traced
 
 
 class Table(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttm.errors import SttmError, shown
 from sttm.merging.motion import Motion
-from sttm.merging.ops import averages, take, without_autocast
+from sttm.merging.ops import averages, averages_by_share, take, without_autocast
 from sttm.merging.spec import MethodSpec
 from sttm.merging.tokens import GridPositions, MergeMap, Tokens
 
@@ -34,7 +34,7 @@ class Reduced:
             slots and all others to slot `rest`.
         rest: -1 where the other tokens are dropped.
         path_BWOT2: the path of each slot (see `MergeMap.trajectory`).
-        weight_BWL: the weight of each token in the average that its slot is (see `MergeMap.weight`).
+        mass_BWL: what each token counts in the average that its slot is; None where slots are no averages.
         feature_BWLC: the tokens' features, standardised and then centred on their window, for the motion feature; None
             where the method has not worked them out.
     """
@@ -47,24 +47,36 @@ class Reduced:
     meta_BWK: Tensor | None = None
     rest: int = -1
     path_BWOT2: Tensor | None = None
-    weight_BWL: Tensor | None = None
+    mass_BWL: Tensor | None = None
     feature_BWLC: Tensor | None = None
 
     @classmethod
     def to_kept(cls, x_BWLC: Tensor, position_BWL3: Tensor, meta_BWK: Tensor) -> Reduced:
         """Keep these tokens as they are, at size one, and drop all others."""
         size_BWK, place_BWK3 = position_BWL3.new_ones(meta_BWK.shape), take(position_BWL3, meta_BWK)
-        weight_BWL = torch.zeros_like(position_BWL3[..., 0]).scatter(-1, meta_BWK, 1.0)
-        return cls(take(x_BWLC, meta_BWK), size_BWK, place_BWK3, meta_BWK=meta_BWK, weight_BWL=weight_BWL)
+        mass_BWL = torch.zeros_like(position_BWL3[..., 0]).scatter(-1, meta_BWK, 1.0)
+        return cls(take(x_BWLC, meta_BWK), size_BWK, place_BWK3, meta_BWK=meta_BWK, mass_BWL=mass_BWL)
 
     @classmethod
     def to_averages(
-        cls, x_BWLC: Tensor, size_BWL: Tensor, position_BWL3: Tensor, slot_BWL: Tensor, count: int
+        cls,
+        x_BWLC: Tensor,
+        size_BWL: Tensor,
+        position_BWL3: Tensor,
+        slot_BWL: Tensor,
+        count: int,
+        by_product: bool = False,
     ) -> Reduced:
-        """Average the tokens of each of `count` slots by size."""
-        size_BWO, (x_BWOC, position_BWO3) = averages(slot_BWL, count, size_BWL, x_BWLC, position_BWL3)
-        weight_BWL = size_BWL / size_BWO.gather(-1, slot_BWL)
-        return cls(x_BWOC, size_BWO, position_BWO3, slot_BWL=slot_BWL, weight_BWL=weight_BWL)
+        """Average the tokens of each of `count` slots by size; `by_product` as a product of matrices."""
+        values = x_BWLC, position_BWL3
+        if by_product:
+            # [B W L] -> [B W O L], of 0 and 1
+            share_BWOL = size_BWL.new_zeros(*slot_BWL.shape[:2], count, slot_BWL.shape[2])
+            share_BWOL = share_BWOL.scatter(2, slot_BWL[:, :, None], 1.0)
+            size_BWO, (x_BWOC, position_BWO3) = averages_by_share(share_BWOL, size_BWL, *values)
+        else:
+            size_BWO, (x_BWOC, position_BWO3) = averages(slot_BWL, count, size_BWL, *values)
+        return cls(x_BWOC, size_BWO, position_BWO3, slot_BWL=slot_BWL, mass_BWL=size_BWL)
 
     def slots(self, length: int) -> Tensor:
         """Return the slot of each of the `length` tokens of a window, -1 for a dropped one: [B W L]."""
@@ -222,7 +234,11 @@ class TokenReducer(nn.Module, ABC):
         length, count = (frames * tokens // self.windows for frames, tokens in grid)
         window_W1 = torch.arange(self.windows, device=merged.x_BTSC.device)[:, None]
         slot_BWL, meta_BWK, path_BWOT2 = reduced.slots(length), reduced.meta_BWK, reduced.path_BWOT2
-        weight_BWL = reduced.weight_BWL
+        weight_BWL = reduced.mass_BWL
+        if weight_BWL is not None:
+            own_BWL = slot_BWL.clamp(min=0)  # a dropped token has no mass, whatever slot it reads
+            total_BWO = torch.zeros_like(reduced.size_BWO).scatter_add(-1, own_BWL, weight_BWL)
+            weight_BWL = weight_BWL / total_BWO.gather(-1, own_BWL)
         if reduced.rest >= 0:
             meta_BWK = None  # the slot of all other tokens has no meta token
         return MergeMap(

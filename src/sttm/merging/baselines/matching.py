@@ -64,7 +64,7 @@ class ToMe(TokenReducer):
                 _, (key_BFLE,) = averages(step_BFL, after, reduced.size_BWO, key_BFLE)
             reduced = Reduced.to_averages(reduced.x_BWOC, reduced.size_BWO, reduced.position_BWO3, step_BFL, after)
             slot_BFL, grid = step_BFL.gather(-1, slot_BFL), None
-        reduced.slot_BWL, reduced.weight_BWL = slot_BFL, size_BFL / reduced.size_BWO.gather(-1, slot_BFL)
+        reduced.slot_BWL, reduced.mass_BWL = slot_BFL, size_BFL
         return reduced
 
     def macs(self, frames: int, tokens: int) -> int:
