@@ -64,12 +64,16 @@ class TokenMerger(TokenReducer):
 
     def reduce(self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, prefix_BPC: Tensor | None) -> Reduced:
         """Merge every window in the first four steps of the method; the fifth is `Motion`."""
-        # 1. Meta tokens, in features centred on the window: what all of its tokens share carries no information.
-        feature_BFLC = standardised(x_BFLC)
-        feature_BFLC = centred(feature_BFLC, feature_BFLC)
+        # 1. Meta tokens.
+        feature_BFLC = self.features(x_BFLC)
         meta_BFM, cosine_BFML = self.selector(feature_BFLC, position_BFL3)
         reduced = self.fuse(x_BFLC, size_BFL, position_BFL3, meta_BFM, cosine_BFML)
         return replace(reduced, meta_BWK=meta_BFM, feature_BWLC=feature_BFLC)
+
+    def features(self, x_BFLC: Tensor) -> Tensor:
+        """Return what tokens are compared by, centred on the window: what all of its tokens share tells nothing."""
+        feature_BFLC = standardised(x_BFLC)
+        return centred(feature_BFLC, feature_BFLC)
 
     def fuse(
         self, x_BFLC: Tensor, size_BFL: Tensor, position_BFL3: Tensor, meta_BFM: Tensor, cosine_BFML: Tensor
