@@ -89,7 +89,8 @@ def table_of(rows: list[dict[str, Any]], where: str) -> str:
         shown.setdefault((row["model"], row["compute"]), []).append(cell)
     lines = [(f"`{model}`", f"{compute:g}", *cells) for (model, compute), cells in shown.items()]
     heads = ("model", "compute", "compared as they are", "less their position embeddings")
-    return f"`python studies/positions.py`, {where}. Top-1 in %, in brackets the 95 % interval.\n\n{markdown(heads, lines)}\n"
+    told = f"`python studies/positions.py`, {where}. Top-1 in %, in brackets the 95 % interval."
+    return f"{told}\n\n{markdown(heads, lines)}\n"
 
 
 def picture() -> None:
