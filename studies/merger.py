@@ -1,8 +1,8 @@
 """What the merger costs beside the model that it is in: multiply-adds at large token grids, and time where it is asked.
 
 The novelty of a token is its distance from all tokens before it in its window, which is quadratic in the window; and
-each slot is an average of its window's tokens, as a dense product. Both are counted here, and what would remain if the
-averages were sums by index (`sttm.merging.ops.averages`), which chooses the same tokens and differs by rounding.
+each slot is an average of its window's tokens, by index on a CPU and as a product of matrices elsewhere. Both are
+counted here, and what remains where averages are by index.
 
 How to run, from the project's root; `--time` on a machine where nothing else runs:
     python studies/merger.py [--time]
