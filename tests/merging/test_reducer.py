@@ -91,6 +91,8 @@ def test_a_map_merges_as_the_method_does(name: str, learned: bool) -> None:
             who.merge(given.x_BTSC.flatten(1, 2))
         return
     torch.testing.assert_close(who.merge(given.position_BTS3.double().flatten(1, 2)), who.position)
+    total = torch.zeros_like(who.size).scatter_add(1, who.assignment.clamp(min=0), who.weight)
+    torch.testing.assert_close(total, torch.ones_like(total))
     averages = who.merge(given.x_BTSC.flatten(1, 2))
     without, _ = module(given, moved=False)
     torch.testing.assert_close(averages, without.x_BTSC.flatten(1, 2))
