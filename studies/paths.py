@@ -86,11 +86,11 @@ def moving(pixels_T3HW: Tensor) -> Tensor:
     """Return which tokens differ from the median picture of their clip: [T S] in 0 and 1."""
     grey_THW = pixels_T3HW.mean(1)
     apart_THW = (grey_THW - grey_THW.median(0).values).abs()
-    # [16 H W] -> [T S]
-    apart_TSS = torch.nn.functional.avg_pool3d(
+    # [16 H W] -> [T 8 8] -> [T S]
+    apart_T88 = torch.nn.functional.avg_pool3d(
         apart_THW[None, None], (TUBELET, apart_THW.shape[1] // SIDE, apart_THW.shape[2] // SIDE)
     )[0, 0]
-    apart_TS = apart_TSS.flatten(1)
+    apart_TS = apart_T88.flatten(1)
     return (apart_TS > STANDS_OUT * apart_TS.median()).float()
 
 
