@@ -68,28 +68,25 @@ class Motion(nn.Module):
         Returns:
             path_BWOT2, and certainty_BWOT1 from 0 to 1.
         """
-        meta_BWK, objects = reduced.meta_BWK, reduced.x_BWOC.shape[2]
-        feature_BWLC = reduced.feature_BWLC
-        if feature_BWLC is None:
-            feature_BWLC = standardised(x_BWLC)
-            feature_BWLC = centred(feature_BWLC, feature_BWLC)
-        if meta_BWK is not None and meta_BWK.shape[2] == objects:
-            object_BWOC = take(feature_BWLC, meta_BWK)
+        objects, feature_BWLC = reduced.x_BWOC.shape[2], reduced.feature_BWLC
+        if feature_BWLC is not None and reduced.meta_BWK is not None:
+            unit_BWLD = self._unit(feature_BWLC)
+            query_BWOD = take(unit_BWLD, reduced.meta_BWK)
         else:
-            object_BWOC = centred(standardised(reduced.x_BWOC), standardised(x_BWLC))
-        unit_BWLD = self._unit(feature_BWLC)
-        # [B W O D] -> [B R D]
-        query_BRD = self._unit(object_BWOC).flatten(1, 2)
-        query_BRD = query_BRD * self.log_tau.to(query_BRD.dtype).neg().exp()
-        # [B R D] x [B D N] -> [B R N] -> [B T R S]
-        alike_BRN = query_BRD @ unit_BWLD.flatten(1, 2).transpose(1, 2)
-        alike_BTRS = alike_BRN.unflatten(2, (self.frames_in, -1)).transpose(1, 2)
+            token_BWLC, slot_BWOC = standardised(x_BWLC), standardised(reduced.x_BWOC)
+            unit_BWLD = self._unit(centred(token_BWLC, token_BWLC))
+            query_BWOD = self._unit(centred(slot_BWOC, token_BWLC))
+        query_BWOD = query_BWOD * self.log_tau.to(query_BWOD.dtype).neg().exp()
+        # [B W O D] -> [B 1 R D], [B W L D] -> [B T S D]; their product: [B T R S]
+        query_B1RD, unit_BTSD = query_BWOD.flatten(1, 2)[:, None], self._framed(unit_BWLD)
+        alike_BTRS = query_B1RD @ unit_BTSD.transpose(-1, -2)
         likeness_BTRS = alike_BTRS.softmax(-1)
-        # [B W L 2] -> [B T S 2]
-        point_BTS2 = position_BWL3[..., 1:].flatten(1, 2).unflatten(1, (self.frames_in, -1)).to(likeness_BTRS.dtype)
-        # Linear aggregation of positions and of their squares: [B T R 4] -> [B W O T 4] -> 2 x [B W O T 2]
-        moments_BTR4 = likeness_BTRS @ torch.cat((point_BTS2, point_BTS2.square()), dim=-1)
-        moments_BWOT4 = moments_BTR4.transpose(1, 2).unflatten(1, (-1, objects))
+        # Linear aggregation of positions and of their squares: [B T S 4]' x [B T R S]' -> [B T 4 R]
+        point_BTS2 = self._framed(position_BWL3[..., 1:]).to(likeness_BTRS.dtype)
+        point_BTS4 = torch.cat((point_BTS2, point_BTS2.square()), dim=-1)
+        moments_BT4R = point_BTS4.transpose(2, 3) @ likeness_BTRS.transpose(2, 3)
+        # [B T 4 R] -> [B R T 4] -> 2 x [B W O T 2]
+        moments_BWOT4 = moments_BT4R.permute(0, 3, 1, 2).unflatten(1, (-1, objects))
         mean_BWOT2, square_BWOT2 = moments_BWOT4.split(2, dim=-1)
         variance_BWOT1 = (square_BWOT2 - mean_BWOT2.square()).sum(-1, keepdim=True).clamp(min=0)
         certainty_BWOT1 = self.certainty(variance_BWOT1, alike_BTRS, likeness_BTRS)
@@ -110,10 +107,15 @@ class Motion(nn.Module):
         """Return the inputs of the map: [B W O K]."""
         return motion_input(path_BWOT2, certainty_BWOT1, size_BWO)
 
-    def macs(self, tokens: int, objects: int) -> int:
-        """Return the multiply-adds of one clip of so many tokens and objects."""
+    def macs(self, tokens: int, objects: int, among_tokens: bool) -> int:
+        """Return the multiply-adds of one clip of so many tokens and objects; whether objects are some of the tokens."""
         C, D, K = self.dim, self.similarity_dim, 2 * self.frames_in + 1
-        return (tokens + objects) * C * D + objects * tokens * (D + 4) + objects * K * C
+        projected = tokens if among_tokens else tokens + objects
+        return projected * C * D + objects * tokens * (D + 4) + objects * K * C
+
+    def _framed(self, x_BWLK: Tensor) -> Tensor:
+        """Return what the tokens of windows have frame by frame: [B W L K] -> [B T S K]."""
+        return x_BWLK.flatten(1, 2).unflatten(1, (self.frames_in, -1))
 
     def _unit(self, feature_BWLC: Tensor) -> Tensor:
         """Return features as unit vectors of the width in which objects are followed."""

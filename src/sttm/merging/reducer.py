@@ -35,8 +35,8 @@ class Reduced:
         rest: -1 where the other tokens are dropped.
         path_BWOT2: the path of each slot (see `MergeMap.trajectory`).
         mass_BWL: what each token counts in the average that its slot is; None where slots are no averages.
-        feature_BWLC: the tokens' features, standardised and then centred on their window, for the motion feature; None
-            where the method has not worked them out.
+        feature_BWLC: the tokens' features, standardised and then centred on their window. With these and `meta_BWK`
+            the motion feature follows the meta tokens; where they are None, the slots.
     """
 
     x_BWOC: Tensor
@@ -171,8 +171,10 @@ class TokenReducer(nn.Module, ABC):
 
     def total_macs(self, frames: int, tokens: int) -> int:
         """Return the multiply-adds of one clip, as torch counts them: those of `reduce` and of the motion feature."""
-        followed = 0 if self.motion is None else self.motion.macs(frames * tokens, self.frames * self.tokens)
-        return self.macs(frames, tokens) + followed
+        own = self.macs(frames, tokens)
+        if self.motion is None:
+            return own
+        return own + self.motion.macs(frames * tokens, self.frames * self.tokens, among_tokens=self.spec.moves)
 
     def extra_repr(self) -> str:
         size = f"{self.frames_in} frames -> {self.frames} x {self.tokens} slots"

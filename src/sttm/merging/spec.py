@@ -29,7 +29,8 @@ class MethodSpec:
         sized: slots stand for different numbers of tokens, which count in attention and pooling.
         drops: tokens may go nowhere, the first of a clip among them.
         training: whether the method has parameters: "never", "optional" (with learned=True) or "required".
-        moves: slots get the motion feature where the method is learned, unless it is left out.
+        moves: slots get the motion feature where the method is learned, unless it is left out; the method names the
+            meta token of every slot, and the features of all tokens.
     """
 
     windows: tuple[int, int] = (2, 1)
