@@ -24,7 +24,6 @@ TOLD = {
     "": "the merger as it is: novelty, hard; at 0.5 before blocks 1 and 2, first window of two frames",
     "no-motion": "slots are averages, as off the shelf, tuned",
     "no-path-confidence": "all points of a path count alike, however many things look like the object",
-    "spread-only": "points of a path count by the spread of the likeness, not by how alike what was found is",
     "selection-only": "slots are their meta tokens and their motion; all other tokens are dropped",
     "soft": "each token spreads itself over the objects (softmax of cosines over 0.1)",
     "residual": "slots start as their meta tokens; a map that starts at zero adds what was fused",

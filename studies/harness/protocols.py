@@ -44,7 +44,7 @@ from sttm.config.settings import Settings
 SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
 EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1
 #: Peak learning rates of Muon and of AdamW beside it; of AdamW alone the second is used.
-LRS = {"muon": (0.02, 2e-3), "adamw-merger": (0.02, 2e-3), "adamw": (0.02, 1e-3)}
+LRS = {"muon": (0.02, 2e-3), "adamw": (0.02, 1e-3)}
 HEADS = (
     "method",
     "variant",
@@ -136,8 +136,8 @@ def settings_of(run: Run) -> Settings:
     """Return the training config of a run from scratch, for `sttm train`.
 
     What it cannot say yet: shifts of MAX_SHIFT pixels (the config crops as much at random), positions of t, y and x
-    (`harness.training.positions`; the config's model has VideoMAE's own, of the token's number), clips less their mean
-    picture (`Dataset.still_removed`), and Muon for all but the mergers.
+    (`harness.training.positions`; the config's model has VideoMAE's own, of the token's number), and clips less their
+    mean picture (`Dataset.still_removed`).
     """
     recipe: dict[str, Any] = dict(lr=LRS[run.optimizer][1], epochs=run.epochs, batch_size=BATCH, smoothing=SMOOTHING,
                                   clip_norm=1.0, betas=(0.9, 0.98), weight_decay=0.0, min_lr=0.0)  # fmt: skip

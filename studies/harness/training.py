@@ -19,8 +19,8 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from sttm.errors import SttmError
 
-#: Muon for the matrices of the blocks and AdamW for all else; the same, but AdamW for the mergers whole; AdamW alone.
-OPTIMIZERS = ("muon", "adamw-merger", "adamw")
+#: Muon for the matrices of the blocks and AdamW for all else, the mergers too; AdamW alone.
+OPTIMIZERS = ("muon", "adamw")
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def optimizers_of(model: nn.Module, lrs: tuple[float, float], optimizer: str = "
     """
     if optimizer not in OPTIMIZERS:
         raise SttmError(f"unknown optimizer {optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
-    named = {name: p for name, p in model.named_parameters() if optimizer == "muon" or ".merger." not in name}
-    matrices = {id(p) for name, p in named.items() if p.ndim == 2 and ".layer." in name and optimizer != "adamw"}
+    named = {name: p for name, p in model.named_parameters() if ".layer." in name and ".merger." not in name}
+    matrices = {id(p) for p in named.values() if p.ndim == 2 and optimizer == "muon"}
     hidden = [p for p in model.parameters() if id(p) in matrices]
     others = [p for p in model.parameters() if id(p) not in matrices]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lrs[1], betas=(0.9, 0.98), weight_decay=0.0)]

@@ -12,7 +12,7 @@ import sttm
 from sttm.backbones import backbone_of
 from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
-from sttm.merging.motion import DOUBT, Motion, motion_input
+from sttm.merging.motion import Motion
 from sttm.merging.ops import averages_by_share, linear, standardised, take
 from sttm.merging.reducer import Reduced, TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
@@ -30,22 +30,6 @@ class UncertainMotion(Motion):
 
     def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
         return torch.ones_like(variance_BWOT1)
-
-
-class SpreadMotion(Motion):
-    """Weigh the points of a path by the spread of the likeness alone, before steps are taken and compressed."""
-
-    def certainty(self, variance_BWOT1: Tensor, alike_BTRS: Tensor, likeness_BTRS: Tensor) -> Tensor:
-        return DOUBT / (DOUBT + variance_BWOT1)
-
-    def inputs(self, path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) -> Tensor:
-        return motion_input(path_BWOT2 * certainty_BWOT1, torch.ones_like(certainty_BWOT1), size_BWO)
-
-
-class SpreadOnly(TokenMerger):
-    """Weigh the points of a path by the spread of the likeness alone."""
-
-    motion_type = SpreadMotion
 
 
 class WithoutConfidence(TokenMerger):
@@ -170,7 +154,6 @@ class WithoutSizeWeights(TokenMerger):
 #: Variants that are a merger of their own; below, those that are arguments of sttm.apply.
 MERGERS: dict[str, type[TokenMerger]] = {
     "no-path-confidence": WithoutConfidence,
-    "spread-only": SpreadOnly,
     "selection-only": SelectionOnly,
     "soft": Soft,
     "residual": Residual,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sttm.merging import METHODS, spec_of
+from sttm.merging.motion import GAIN
 from sttm.merging.reducer import TokenReducer
 from sttm.merging.tokens import Tokens
 
@@ -41,6 +42,8 @@ def reducer(name: str, frames: int = 2, slots: int = 7, **changes: Any) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
+        if module.motion is not None:
+            module.motion.map.weight.div_(GAIN)  # as it is in training: what it adds is as large as the tokens
     return module
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
-from sttm.merging.motion import Motion, motion_input
+from sttm.merging.motion import GAIN, Motion, motion_input
 from sttm.merging.ops import adds_in_order
 from sttm.merging.reducer import Reduced
 from sttm.merging.tokens import Tokens, grid_positions
@@ -123,13 +123,13 @@ def naive_path(weights, features, meta: Tensor, position: Tensor, centroid: Tens
 
 
 def naive_motion(path: list[tuple[Tensor, float]], mass: Tensor, mean_mass: Tensor) -> Tensor:
-    """The mean point in units of 1/16 and the steps in 1/128 of half a picture, compressed; the log relative size."""
+    """16 times: mean point in units of 1/16, steps in 1/128 of half a picture, compressed; the log relative size."""
     total = sum(sure for _, sure in path)
     mean = torch.stack([sure * point for point, sure in path]).sum(0) / max(total, 1e-6 * len(path))
     moved = [compressed(16 * mean) * total / len(path)]
     for (here, sure), (there, surer) in itertools.pairwise(path):
         moved.append(compressed(128 * (there - here)) * sure * surer)
-    return torch.cat([*moved, (mass / mean_mass).log()[None]])
+    return 16 * torch.cat([*moved, (mass / mean_mass).log()[None]])
 
 
 def compressed(v: Tensor) -> Tensor:
@@ -370,7 +370,7 @@ def test_motion_input_is_the_mean_place_the_steps_and_the_relative_size() -> Non
         [math.asinh(v) for v in (4, 4, *[0, 0] * (T - 1))] + [math.log(0.5)],
         [math.asinh(v) for v in (2 * middle, -middle, *[16, -8] * (T - 1))] + [math.log(1.5)],
     ]
-    torch.testing.assert_close(motion[0, 0], torch.tensor(expected).double())
+    torch.testing.assert_close(motion[0, 0], GAIN * torch.tensor(expected).double())
     assert torch.equal(motion[1, ..., -1], torch.zeros(1, 2).double())
     # No statistics: a clip gives the same in any batch, in training and in testing.
     assert torch.equal(motion_input(path[:1], sure[:1], size[:1]), motion[:1])

@@ -94,13 +94,13 @@ def test_optimizers_share_out_all_parameters(study: Any) -> None:
     sttm.apply(model, compute=0.5, learned=True)
     every = {id(parameter) for parameter in model.parameters()}
     mergers = {id(p) for name, p in model.named_parameters() if ".merger." in name}
-    for name, count in (("muon", 2), ("adamw-merger", 2), ("adamw", 1)):
+    for name, count in (("muon", 2), ("adamw", 1)):
         found = training.optimizers_of(model, (0.02, 1e-3), name)
         ids = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
         assert len(found) == count and len(ids) == len(every) and set(ids) == every
         others = {id(p) for group in found[-1].param_groups for p in group["params"]}
-        assert isinstance(found[-1], torch.optim.AdamW) and (mergers <= others) == (name != "muon")
-    with pytest.raises(SttmError, match="unknown optimizer 'sgd'; choose muon or adamw-merger or adamw"):
+        assert isinstance(found[-1], torch.optim.AdamW) and mergers <= others
+    with pytest.raises(SttmError, match="unknown optimizer 'sgd'; choose muon or adamw"):
         training.optimizers_of(model, (0.02, 1e-3), "sgd")
 
 

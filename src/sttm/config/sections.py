@@ -172,7 +172,7 @@ class OptimizerSettings(Strict):
     """The optimizer and its schedule: a linear warm-up, then half a cosine."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of blocks and mergers, AdamW for the rest (embeddings, head, norms, biases)."""
+    """muon: Muon for the matrices of the blocks, AdamW for the rest (mergers, embeddings, head, norms, biases)."""
     lr: Positive = 1e-4
     """Peak learning rate of AdamW."""
     muon_lr: Positive = MUON_LR
@@ -198,8 +198,7 @@ class OptimizerSettings(Strict):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate of each block relative to the block after it."""
     merger_lr: Positive | None = None
-    """Peak learning rate of the mergers' parameters; default: `lr`. Under Muon, `merger_lr / lr` also scales
-    `muon_lr` for the mergers' matrices."""
+    """Peak learning rate of the mergers' parameters; default: `lr`."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing."""
     clip_norm: Positive | None = None

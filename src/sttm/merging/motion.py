@@ -27,6 +27,9 @@ TAU = 0.1
 # from frame to frame by 1/128 on clips of lips, where they grow two to three times in training, and by 1/20 to 1/6 on
 # the synthetic motion clips.
 PLACE_UNIT, STEP_UNIT = 1 / 16, 1 / 128
+# The inputs of the motion map are multiplied by this. AdamW moves each weight by its learning rate, however small the
+# input is (0.2 to 0.6 before): in fewer steps than a training has, the map would hardly act.
+GAIN = 16
 # A point of a path with this variance (in half pictures squared) counts half: much in its frame resembles the object.
 DOUBT = 0.1
 
@@ -130,13 +133,15 @@ def motion_input(path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) 
     distinguish motions. Mean and steps carry the same information, well conditioned. Up to a unit they count in
     proportion, beyond it as their logarithm (asinh): steps differ a hundredfold between datasets, and large inputs slow
     down all other learning. The units are constants: nothing depends on the batch, on the number of processes, or on
-    how often a forward runs.
+    how often a forward runs. At last all are multiplied by GAIN, so that an optimizer that moves each weight by its
+    learning rate learns the map in a few epochs.
 
     A step counts by the certainty of both its points, the mean place by that of all. They are weighted behind asinh:
     steps of noise are many units large, and before it a weight would hardly make them smaller.
 
     Returns:
-        motion_BWOK, K = 2*T + 1: mean place (2), steps (2*(T - 1)), log of the size over the clip's mean size (1).
+        motion_BWOK, K = 2*T + 1: mean place (2), steps (2*(T - 1)), log of the size over the clip's mean size (1),
+        each times GAIN.
     """
     mean_BWO1 = certainty_BWOT1.mean(-2)
     place_BWO2 = (path_BWOT2 * certainty_BWOT1).mean(-2) / mean_BWO1.clamp(min=1e-6)
@@ -144,4 +149,4 @@ def motion_input(path_BWOT2: Tensor, certainty_BWOT1: Tensor, size_BWO: Tensor) 
     both_BWOT1 = certainty_BWOT1[..., 1:, :] * certainty_BWOT1[..., :-1, :]
     step_BWOK = ((path_BWOT2.diff(dim=-2) / STEP_UNIT).asinh() * both_BWOT1).flatten(-2)
     size_BWO1 = (size_BWO / size_BWO.mean((1, 2), keepdim=True)).log()[..., None]
-    return torch.cat((place_BWO2, step_BWOK, size_BWO1), dim=-1)
+    return GAIN * torch.cat((place_BWO2, step_BWOK, size_BWO1), dim=-1)

@@ -67,7 +67,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
     The embeddings are layer 0, block i is layer i + 1, and all that follows is the last layer. The scale of a layer is
     layer_decay to the power of its distance from the last. A merger has scale 1, or merger_lr / lr. Under Muon, the
-    matrices of blocks and mergers have the same scale times muon_lr / lr.
+    matrices of the blocks have the same scale times muon_lr / lr; mergers are AdamW's, which their inputs are scaled
+    for.
 
     Returns:
         Groups with the keys `params`, `weight_decay`, `scale` (learning rate of the group over `settings.lr`), `merger`
@@ -85,7 +86,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             scale = 1.0 if settings.merger_lr is None else settings.merger_lr / settings.lr
         decayed = parameter.ndim > 1 and not any(part in name for part in UNDECAYED)
         decay = settings.weight_decay if decayed else 0.0
-        muon = settings.name == "muon" and parameter.ndim == 2 and (merger or id(parameter) in layer_of)
+        muon = settings.name == "muon" and parameter.ndim == 2 and not merger and id(parameter) in layer_of
         if muon:
             scale *= settings.muon_lr / settings.lr
             decay = settings.weight_decay if settings.muon_weight_decay is None else settings.muon_weight_decay
