@@ -185,9 +185,9 @@ def parser_of(doc: str | None, datasets: str, seeds: str = "0,1,2") -> argparse.
 
 
 def main(study: str, doc: str | None, entries: list[dict[str, Any]], work: Callable[[Run], Row],
-         report: Callable[[str, str], None]) -> None:  # fmt: skip
+         report: Callable[[str, str], None], datasets: str = "motion,scene") -> None:  # fmt: skip
     """Run the command of a study with fixed entries: the fields of a Run that tell them apart."""
-    parser = parser_of(doc, "motion,scene")
+    parser = parser_of(doc, datasets)
     parser.add_argument("--scale", choices=list(SCALES), default="small")
     options = parser.parse_args()
     if options.what == "run":

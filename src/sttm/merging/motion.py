@@ -111,7 +111,7 @@ class Motion(nn.Module):
         return motion_input(path_BWOT2, certainty_BWOT1, size_BWO)
 
     def macs(self, tokens: int, objects: int, among_tokens: bool) -> int:
-        """Return the multiply-adds of one clip of so many tokens and objects; whether objects are some of the tokens."""
+        """Return the multiply-adds of one clip, of so many tokens and objects; these may be some of the tokens."""
         C, D, K = self.dim, self.similarity_dim, 2 * self.frames_in + 1
         projected = tokens if among_tokens else tokens + objects
         return projected * C * D + objects * tokens * (D + 4) + objects * K * C
