@@ -68,8 +68,8 @@ def _print(record: Mapping[str, Any]) -> None:
     """Print one record as text."""
     match record.get("event"):
         case "agreement":
-            top1 = f", top-1 {record['top1']:.1%}" if "top1" in record else ""
-            agreed = f"agreement with plain {record['agreement']:.1%} (KL {record['kl']:.4f}){top1}"
+            top1 = f", top-1 {_share(record, 'top1')}" if "top1" in record else ""
+            agreed = f"agreement with plain {_share(record, 'agreement')}, KL {record['kl']:.4f}{top1}"
             print(f"{record['when']}: {agreed}", flush=True)
         case "distilled":
             for name, what in (("agreement", "agreement"), ("top1", "top-1")):
@@ -79,3 +79,9 @@ def _print(record: Mapping[str, Any]) -> None:
             print(f"The model is in {record['folder']}")
         case _:
             print_record(record)
+
+
+def _share(record: Mapping[str, Any], name: str) -> str:
+    """Return a share with its 95 % interval, as text."""
+    low, high = record[f"{name}_interval"]
+    return f"{record[name]:.1%} ({low:.1%} to {high:.1%})"

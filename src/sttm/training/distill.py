@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from sttm.data.video.video import Video
 from sttm.devices import device_of, dtype_of
 from sttm.errors import SttmError
 from sttm.evaluation.inference import classify, labels_of, reading_threads
+from sttm.evaluation.metrics import Accuracy
 from sttm.evaluation.report import make_folder
 from sttm.patching import api
 from sttm.patching.plan import Plan
@@ -210,20 +211,23 @@ class _Comparison:
         if all(answer is None for answer in self.plain):
             raise SttmError(f"none of the {len(videos)} held-out videos can be read; check the data")
 
-    def with_plain(self, model: nn.Module) -> dict[str, float]:
-        """Return the agreement of a merged model with the plain one, and its top-1 where all videos have labels."""
+    def with_plain(self, model: nn.Module) -> dict[str, Any]:
+        """Return the agreement of a merged model with the plain one, and its top-1 where all videos have labels.
+
+        Shares come with their 95 % interval: of a few videos they say little.
+        """
         pairs = [(one, other) for one, other in zip(self.plain, self._answers(model), strict=True)]
         both = [(one, other) for one, other in pairs if one is not None and other is not None]
-        figures = asdict(Agreement.of(*(torch.stack(answers) for answers in zip(*both, strict=True))))
+        plain_NK, merged_NK = (torch.stack(answers) for answers in zip(*both, strict=True))
+        agreed = Accuracy.of(merged_NK, plain_NK.argmax(-1))
+        figures = _share("agreement", agreed) | {"kl": Agreement.of(plain_NK, merged_NK).kl}
         if all(truth is not None for truth in self.truth):
             right = [
                 int(answer.argmax()) == truth
                 for (_, answer), truth in zip(pairs, self.truth, strict=True)
                 if answer is not None
             ]
-            figures = {"agreement": figures["top1"], "kl": figures["kl"], "top1": sum(right) / len(right)}
-        else:
-            figures = {"agreement": figures["top1"], "kl": figures["kl"]}
+            figures |= _share("top1", Accuracy(sum(right), len(right)))
         return figures
 
     def _answers(self, model: nn.Module) -> list[Tensor | None]:
@@ -233,7 +237,12 @@ class _Comparison:
             return [None if one.scores_K is None else one.scores_K.clamp(min=LEAST).log() for one in found]
 
 
-def _won(before: dict[str, float], after: dict[str, float], minutes: float) -> dict[str, float]:
+def _share(name: str, counted: Accuracy) -> dict[str, Any]:
+    """Return a share of the videos and its 95 % interval, as they are reported."""
+    return {name: counted.share, f"{name}_interval": list(counted.interval)}
+
+
+def _won(before: dict[str, Any], after: dict[str, Any], minutes: float) -> dict[str, float]:
     """Return the points of agreement, and of top-1, that were won back in all and in a minute."""
     won: dict[str, float] = {}
     for name in ("agreement", "top1"):
