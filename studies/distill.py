@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from harness.data import CACHE, Dataset, synthetic_settings
 from harness.runs import Row, Run, folder_of, main, rows_of
-from harness.tables import groups, markdown, origin
+from harness.tables import Group, groups, markdown, origin
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
@@ -38,9 +38,11 @@ TOLD = {
     "": "learned mergers, as they are",
     "inputs-times-1": "the same, the inputs of the motion map not multiplied",
     "off-the-shelf": "mergers without parameters: the backbone adapts to them",
+    "lr-1e-4": "the learned ones at the command's own rate, a fifth",
 }
-ENTRIES = [dict(method="sttm", compute=0.15, variant=variant, optimizer="adamw", frames=16) for variant in TOLD]
-ENTRIES += [dict(method="sttm", compute=0.3, optimizer="adamw", frames=16)]
+WANTED = [(0.15, variant) for variant in TOLD] + [(0.3, ""), (0.3, "lr-1e-4")]
+ENTRIES = [dict(method="sttm", compute=compute, variant=variant, optimizer="adamw", frames=16)
+           for compute, variant in WANTED]  # fmt: skip
 HEADS = ("variant", "what it is", "seeds", "agreement before (%)", "after", "points a minute", "KL before", "after",
          "top-1 after (%)")  # fmt: skip
 
@@ -67,10 +69,11 @@ def work(run: Run) -> Row:
     data, out = synthetic_settings("distill", CLIPS.synthetic), CACHE / "runs" / "distill" / run.variant
     shutil.rmtree(out, ignore_errors=True)
     learned, gain = run.variant != "off-the-shelf", 1 if run.variant == "inputs-times-1" else motion.GAIN
+    lr = Distillation.lr if run.variant == "lr-1e-4" else LR
     assert data.train is not None
     wanted = Distillation(
         MODEL, data.train.list, out, data.root, compute=run.compute, learned=learned, steps=STEPS, batch_size=BATCH,
-        lr=LR, seed=run.seed, overrides=("data.workers=0",),
+        lr=lr, seed=run.seed, overrides=("data.workers=0",),
     )  # fmt: skip
     plain = answers(models.load(MODEL))
     merged = models.load(MODEL)
@@ -83,34 +86,36 @@ def work(run: Run) -> Row:
     after = Agreement.of(plain, found)
     more = dict(before=dict(agreement=before.top1, kl=before.kl), after=dict(agreement=after.top1, kl=after.kl))
     return run.row(model, found.argmax(-1).numpy(), clips()[1].numpy(), outcome["seconds"], steps=STEPS, batch=BATCH,
-                   lr=LR, **more)  # fmt: skip
+                   lr=lr, **more)  # fmt: skip
 
 
 def report(scale: str, split: str) -> None:
     """Write results/distill/table.md."""
     rows = rows_of("distill", scale, split)
     sections = [
-        f"`{MODEL}`, merged and distilled by {STEPS} steps of {BATCH} clips, on {rows[0]['clips']} other clips: on how "
-        "many it names the class that the plain model names, and the KL divergence; mean and deviation over seeds.",
+        f"`{MODEL}`, merged and distilled by {STEPS} steps of {BATCH} clips at {LR:g}, on {rows[0]['clips']} other "
+        "clips: on how many it names the class that the plain model names, and the KL divergence; mean and deviation "
+        "over seeds.",
         origin(rows, "python studies/distill.py run"),
     ]
     for (compute,), at_compute in groups(rows, "compute").items():
         lines = []
         for (variant,), group in groups(at_compute.rows, "variant").items():
-            (share, kl), (shares, kls) = (
-                ([row[when][name] for row in group.rows] for name in ("agreement", "kl"))
-                for when in ("before", "after")
-            )
-            rate = [
-                100 * (row["after"]["agreement"] - row["before"]["agreement"]) / (row["seconds"] / 60)
-                for row in group.rows
-            ]
-            lines.append((variant or "**sttm**", TOLD[variant], str(len(group.rows)), f"{100 * share[0]:.1f}",
-                          _shown([100 * value for value in shares], 1), _shown(rate, 1), f"{kl[0]:.2f}",
-                          _shown(kls, 2), group.shown))  # fmt: skip
+            shares, kls = _values(group, "agreement"), _values(group, "kl")
+            (share, *_), (kl, *_) = shares["before"], kls["before"]
+            minutes = [row["seconds"] / 60 for row in group.rows]
+            rates = [100 * (after - share) / time for after, time in zip(shares["after"], minutes, strict=True)]
+            lines.append((variant or "**sttm**", TOLD[variant], str(len(group.rows)), f"{100 * share:.1f}",
+                          _shown([100 * after for after in shares["after"]], 1), _shown(rates, 1), f"{kl:.2f}",
+                          _shown(kls["after"], 2), group.shown))  # fmt: skip
         sections += [f"### compute {compute:g}", markdown(HEADS, lines)]
     table = folder_of("distill", scale, split) / "table.md"
     table.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _values(group: Group, name: str) -> dict[str, list[float]]:
+    """Return a figure of every run, before and after."""
+    return {when: [row[when][name] for row in group.rows] for when in ("before", "after")}
 
 
 def _shown(values: list[float], digits: int) -> str:

@@ -67,6 +67,16 @@ def test_a_calibrated_model_keeps_its_plan_and_folders_of_classes_give_top1(sttm
         assert 0 <= low <= end[when][name] <= high <= 1 and high - low > 0.5  # one video
 
 
+def test_a_model_that_got_worse_is_said(sttm, motion_model, motion_videos, tmp_path):
+    args = ["distill", motion_model, "--data", motion_videos / "videos", "--compute", 0.5, *SHORT, "--json"]
+    for lr, worse in ((1e-9, False), (1.0, True)):
+        outcome = sttm(*args, "--lr", lr, "-o", tmp_path / str(lr))
+        assert outcome.code == 0, outcome.err
+        end = outcome.records[-1]
+        assert (end["after"]["kl"] > end["before"]["kl"] + 0.1) == worse
+        assert ("less like its plain self than before; give a lower --lr" in outcome.err) == worse
+
+
 def test_minutes_become_steps_and_stay(sttm, motion_model, motion_videos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     args = ["distill", motion_model, "--data", motion_videos / "videos", "--compute", 0.5, "-o", out, *SHORT[2:]]

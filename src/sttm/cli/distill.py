@@ -10,9 +10,12 @@ import typer
 
 from sttm.cli.app import app
 from sttm.cli.options import Format, Json, Method, Root, Sets, read_compute
-from sttm.cli.printing import complain
+from sttm.cli.printing import complain, warn
 from sttm.cli.progress import progress
 from sttm.cli.train import StepCount, print_record
+
+#: A divergence from plain that is so many times as large as before is no rounding.
+WORSE = 1.05
 
 
 # Over 40 lines: most are the options.
@@ -61,6 +64,8 @@ def distill(
     except Stopped as stopped:
         complain(f"stopped at step {stopped.step}, saved in {stopped.checkpoint}; the same command resumes the run")
         raise typer.Exit(128 + stopped.signal) from stopped
+    if outcome["after"]["kl"] > WORSE * outcome["before"]["kl"]:
+        warn("the model answers less like its plain self than before; give a lower --lr, or more videos")
     raise typer.Exit(int(bool(outcome["unreadable"])))
 
 
