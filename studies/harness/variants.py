@@ -14,7 +14,8 @@ from sttm.merging import METHODS
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import Motion
 from sttm.merging.ops import averages_by_share, linear, standardised, take
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.selectors import SELECTORS, StrideSelector, regular_picks
 from sttm.merging.spec import MethodSpec
 from sttm.patching.api import install

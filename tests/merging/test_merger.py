@@ -18,7 +18,7 @@ from sttm.errors import SttmError
 from sttm.merging.merger import TokenMerger
 from sttm.merging.motion import GAIN, Motion, motion_input
 from sttm.merging.ops import adds_in_order
-from sttm.merging.reducer import Reduced
+from sttm.merging.reduced import Reduced
 from sttm.merging.tokens import Tokens, grid_positions
 from tests.merging.helpers import cell
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sttm.merging.ops import adds_in_order, centred, standardised
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.selectors import SELECTORS
 from sttm.merging.spec import MethodSpec
 

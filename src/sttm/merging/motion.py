@@ -8,16 +8,13 @@ the whole clip; T frames, S tokens in a frame; C width, D similarity width, K = 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sttm.merging.ops import centred, linear, standardised, take
-
-if TYPE_CHECKING:
-    from sttm.merging.reducer import Reduced
+from sttm.merging.reduced import Reduced
 
 # Largest width in which objects are followed; narrow tokens use half of their own.
 SIMILARITY_DIM = 64

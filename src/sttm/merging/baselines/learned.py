@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sttm.merging.ops import linear, standardised
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.spec import MethodSpec
 
 

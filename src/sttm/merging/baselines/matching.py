@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 
 from sttm.merging.baselines.simple import dropped
 from sttm.merging.ops import Table, averages, standardised
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.selectors import StrideSelector
 from sttm.merging.spec import WHOLE_CLIP, MethodSpec
 

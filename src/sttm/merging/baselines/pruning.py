@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from sttm.errors import SttmError
 from sttm.merging.ops import standardised, take
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.spec import WHOLE_CLIP, MethodSpec
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sttm.merging.ops import Table, take
-from sttm.merging.reducer import Reduced, TokenReducer
+from sttm.merging.reduced import Reduced
+from sttm.merging.reducer import TokenReducer
 from sttm.merging.selectors import StrideSelector, ZOrder, regular_picks
 from sttm.merging.spec import MethodSpec
 
