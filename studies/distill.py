@@ -40,7 +40,7 @@ TOLD = {
     "off-the-shelf": "mergers without parameters: the backbone adapts to them",
     "lr-1e-4": "the learned ones at the command's own rate, a fifth",
 }
-WANTED = [(0.15, variant) for variant in TOLD] + [(0.3, ""), (0.3, "lr-1e-4")]
+WANTED = [(0.15, variant) for variant in TOLD] + [(0.3, variant) for variant in TOLD if variant != "inputs-times-1"]
 ENTRIES = [dict(method="sttm", compute=compute, variant=variant, optimizer="adamw", frames=16)
            for compute, variant in WANTED]  # fmt: skip
 HEADS = ("variant", "what it is", "seeds", "agreement before (%)", "after", "points a minute", "KL before", "after",
