@@ -63,7 +63,8 @@ def test_onnx_int8_leaves_mergers_alone(model: Any, file: Path, tmp_path: Path) 
         _quantize(path)
     names = [weight.name for weight in onnx.load(path).graph.initializer]
     exact = [node.op_type for node in onnx.load(path).graph.node if MERGER in node.name]
-    assert exact.count("MatMul") == 6  # of two mergers: two similarities and a map each
+    # Of two mergers: novelty, the similarity, what is alike, where it lies, and the motion map.
+    assert exact.count("MatMul") == 2 * 5
     assert sum(name.endswith("_quantized") for name in names) == 4 * 6 + 1
     assert "labels" in {entry.key for entry in onnx.load(path).metadata_props}
     clips = pixels(model, 3)

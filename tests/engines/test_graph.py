@@ -53,9 +53,10 @@ def test_a_file_says_what_it_is(model: Any, file: Path) -> None:
     assert json.loads(said["merging"])["compute"] == model._sttm.plan.compute
     assert [opset.version for opset in read.opset_import if not opset.domain] == [graph.OPSET]
     assert read.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the number of clips is not free"
-    # The weights of mergers are found by name, where they are to stay exact.
-    names = [weight.name for weight in read.graph.initializer]
-    assert any(MERGER in name and name.endswith(".T") for name in names)
+    # The products of mergers are found by name, where they are to stay exact: those with weights too.
+    weights = {weight.name for weight in read.graph.initializer}
+    products = [node for node in read.graph.node if node.op_type == "MatMul" and MERGER in node.name]
+    assert sum(bool(weights & set(node.input)) for node in products) == 2 * 2
 
 
 def test_preprocessing_is_one_product_and_one_sum(model: Any, small_model: Path) -> None:

@@ -24,7 +24,7 @@ from sttm.backbones import backbone_of
 from sttm.engines.packages import require
 from sttm.errors import SttmError, first_line
 from sttm.patching import api
-from sttm.patching.saving import MERGER  # nodes of a graph have the names of the weights that they read
+from sttm.patching.saving import MERGER
 
 if TYPE_CHECKING:
     from sttm.data.transforms.preprocess import Preprocess
@@ -36,6 +36,8 @@ INPUT, OUTPUT = "pixels", "logits"
 TRACED = 2
 #: Numbers of a constant that is folded before a graph is written.
 SMALL = 64
+#: Under what torch's exporter says which modules a node comes from.
+SCOPES = "pkg.torch.onnx.name_scopes"
 #: ONNX's own limit of one file, less some room for the graph.
 MOST_BYTES = 2**31 - 2**24
 
@@ -119,11 +121,8 @@ def _trace(model: nn.Module) -> Any:
     fold_constants(program.model, input_size_limit=SMALL, output_size_limit=SMALL)
     _turn_weights(program.model.graph)
     for node in program.model.graph:
-        # Products of a merger are known by name, in every form that the graph gets. The exporter gives some weights
-        # other names: then the bias that is added to the product tells.
-        users = [user for output in node.outputs for user, _ in output.uses()]
-        read = [value.name or "" for each in (node, *users) for value in each.inputs if value is not None]
-        if any(MERGER in name for name in read):
+        # Products of a merger are known by name, in every form that the graph gets.
+        if MERGER in node.metadata_props.get(SCOPES, ""):
             node.name = f"{MERGER}{node.name}"
     return program
 
