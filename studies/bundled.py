@@ -84,7 +84,7 @@ FRESH, FRESH_CLIPS = 4, 1600  # seed and number of the clips that the figures ar
 BATCH, TRACKING_WEIGHT = 32, 8.0
 WARMUP = 0.05  # of the steps of a stage
 #: Peak learning rates of Muon, for the matrices of the blocks, and of AdamW, for the rest.
-LRS = {"shared": (0.02, 2e-3), "plain": (0.01, 1e-3), "merged": (0.01, 1e-3)}
+LRS = {"shared": (0.02, 2e-3), "plain": (0.01, 1e-3), "merged": (0.002, 2e-4)}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
