@@ -77,7 +77,7 @@ SIZES = (
     Size("small", 56, 55, 11, dict(shared=6000, plain=1500), as_made=3000),
 )
 WIDTH, DEPTH, HEADS, COMPUTE = 144, 4, 3, 0.5
-#: One merger: in so small a model a second costs more time than it saves; off the shelf the answers are the same.
+#: One merger: in so small a model a second one, with its motion feature, costs more time than it saves.
 LAYERS = [0]
 FRAMES = 16
 FRESH, FRESH_CLIPS = 4, 1600  # seed and number of the clips that the figures are of
