@@ -59,6 +59,7 @@ class Dataset:
         mirror: whether a mirrored clip keeps its class.
         still_removed: whether each clip's mean picture is subtracted, as is usual in lip reading: the face, the clothes
             and the light say nothing of the word, and hide it from a model that starts from new weights.
+        middle: how much of a picture's height and width is kept, about its middle.
         synthetic: what to make, where `folder` is None.
     """
 
@@ -67,6 +68,7 @@ class Dataset:
     cached_frames: int = 16
     mirror: bool = False
     still_removed: bool = False
+    middle: float = 1.0
     synthetic: SynthSettings | None = None
 
 
@@ -92,6 +94,8 @@ _SHARES = dict(size=96, train=0.75, validation=0.08, test=0.17)
 DATASETS: dict[str, Dataset] = {
     "grid_words": Dataset("grid-words", _words),
     "grid_words_moving": Dataset("grid-words", _words, still_removed=True),
+    # The mouth at full resolution, cut out as is usual in lip reading.
+    "grid_words_mouth": Dataset("grid-words", _words, middle=0.5),
     "grid_words_51": Dataset("grid-words"),
     "avletters": Dataset("avletters", _avletters, cached_frames=32),
     "avletters_moving": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
@@ -228,8 +232,9 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     stem = CACHE / "decoded" / f"{name}-{edge}" / split
     if stem.with_suffix(".npz").exists():
         return stem
-    videos, frames = read_split(data_settings(name), split), dataset_named(name).cached_frames  # type: ignore[arg-type]
-    preprocess = square(edge, frames)
+    dataset = dataset_named(name)
+    videos, frames = read_split(data_settings(name), split), dataset.cached_frames  # type: ignore[arg-type]
+    preprocess = square(edge, frames, dataset.middle)
     stem.parent.mkdir(parents=True, exist_ok=True)
     part = stem.with_suffix(f".{os.getpid()}.part")
     pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (len(videos.videos), frames, 3, edge, edge))
@@ -246,9 +251,9 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     return stem
 
 
-def square(edge: int, frames: int) -> Preprocess:
-    """Return the preprocessing of a VideoMAE of that size: shorter side to `edge`, centre crop."""
+def square(edge: int, frames: int, middle: float = 1.0) -> Preprocess:
+    """Return the preprocessing of a VideoMAE of that size: `middle` of the shorter side to `edge`, centre crop."""
     return Preprocess(
-        processor="VideoMAE", sampling=Sampling(frames), resize=edge, crop=(edge, edge), rescale_factor=1 / 255,
-        offset=0.0, mean=(0.5,) * 3, std=(0.5,) * 3,
+        processor="VideoMAE", sampling=Sampling(frames), resize=round(edge / middle), crop=(edge, edge),
+        rescale_factor=1 / 255, offset=0.0, mean=(0.5,) * 3, std=(0.5,) * 3,
     )  # fmt: skip

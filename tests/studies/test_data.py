@@ -27,6 +27,9 @@ def test_clips_are_decoded_once_through_the_data_layer(data: Any, tmp_path: Path
     less_still = train.pixels - train.pixels.mean(1, keepdims=True)
     moving = data.clip_set("grid_words_moving", "train", 48).clips(np.arange(2), 16)
     torch.testing.assert_close(moving, torch.from_numpy(less_still / less_still.std()).float())
+    whole, mouth = (data.clip_set(name, "train", 48) for name in ("grid_words", "grid_words_mouth"))
+    assert np.array_equal(mouth.pixels, data.clip_set("grid_words", "train", 96).pixels[..., 24:72, 24:72])
+    assert not np.array_equal(mouth.pixels, whole.pixels)
     before = train.pixels.copy()
     for clip in (tmp_path / "data").rglob("*.mp4"):
         clip.unlink()
