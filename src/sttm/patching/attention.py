@@ -158,4 +158,6 @@ class WeighProbabilities:
         else:
             size_BK = slots.log_size_BN.exp()
         weighed = args[0] * size_BK[:, None, None].to(args[0].dtype)
-        return (weighed / weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny),)
+        total = weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny)
+        # In place where no gradient needs both: a new tensor of that size costs more than the division.
+        return (weighed / total if torch.is_grad_enabled() else weighed.div_(total),)
