@@ -43,6 +43,8 @@ from sttm.config.settings import Settings
 
 SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
 EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1
+#: The variant of the merger whose motion feature is trained from this share of the steps on.
+LATE, MOTION_START = "late-motion", 0.5
 #: Peak learning rates of Muon and of AdamW beside it; of AdamW alone the second is used.
 LRS = {"muon": (0.02, 2e-3), "adamw": (0.02, 1e-3)}
 HEADS = (
@@ -83,7 +85,8 @@ def recipe_of(run: Run, clips: int) -> Recipe:
     """Return the recipe of a run on so many training clips."""
     assert run.epochs is not None
     steps = max(1, round(run.epochs * (clips // BATCH)))
-    return Recipe(steps, min(BATCH, clips), LRS[run.optimizer], run.optimizer, SMOOTHING)
+    start = MOTION_START if run.variant == LATE else 0.0
+    return Recipe(steps, min(BATCH, clips), LRS[run.optimizer], run.optimizer, SMOOTHING, start)
 
 
 def work(protocol: Protocol, run: Run, limit: int | None = None) -> Row:
@@ -146,10 +149,13 @@ def settings_of(run: Run) -> Settings:
     config = dict(image_size=SHAPE.edge, patch_size=SHAPE.patch, hidden_size=SHAPE.width, tubelet_size=2)
     config |= dict(num_hidden_layers=SHAPE.depth, num_attention_heads=SHAPE.heads, intermediate_size=4 * SHAPE.width)
     learned = run.method in NEEDS_TRAINING
+    merging: dict[str, Any] = dict(compute=run.compute, learned=learned)
+    merging |= {} if run.method == "plain" else dict(method=run.method)
+    merging |= dict(motion_start=MOTION_START) if run.variant == LATE else {}
     return Settings.model_validate(dict(
         data=data_settings(run.dataset).model_dump(),
         model=dict(family="videomae", config=config, frames=run.frames, attention="eager"),
-        merging=dict(compute=run.compute, learned=learned) | ({} if run.method == "plain" else dict(method=run.method)),
+        merging=merging,
         augment=dict(crop_area=(0.85, 1.0), crop_ratio=(0.95, 1.05), flip=0.5),
         optimizer=recipe,
         run=dict(output=CACHE / "runs" / run.study, seed=run.seed, precision="bf16", trackers=()),
@@ -182,7 +188,8 @@ def main(protocol: Protocol) -> None:
 def runs_of(study: str, options: argparse.Namespace) -> list[Run]:
     """Return the runs that the options ask for, seed by seed; plain and controls have no variants, plain no compute.
 
-    The variant "motion" gives plain and baselines the merger's motion feature, where the merger has its merges.
+    The variant "motion" gives plain and baselines the merger's motion feature, where the merger has its merges;
+    "late-motion" trains that of the merger from MOTION_START of the steps on.
     """
     common = dict(study=study, frames=SHAPE.frames, optimizer=options.optimizer, epochs=options.epochs)
     common |= dict(split=options.split)

@@ -43,6 +43,7 @@ class Recipe:
         steps: of `batch` clips each.
         lrs: peak learning rates, of Muon and of AdamW; with optimizer "adamw" the second is that of all parameters.
         smoothing: of the labels.
+        motion_start: share of the steps before motion features are trained.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Recipe:
     lrs: tuple[float, float]
     optimizer: str = "muon"
     smoothing: float = 0.0
+    motion_start: float = 0.0
 
 
 class Clips(Protocol):
@@ -131,8 +133,11 @@ def optimizers_of(model: nn.Module, lrs: tuple[float, float], optimizer: str = "
     named = {name: p for name, p in model.named_parameters() if ".layer." in name and ".merger." not in name}
     matrices = {id(p) for p in named.values() if p.ndim == 2 and optimizer == "muon"}
     hidden = [p for p in model.parameters() if id(p) in matrices]
-    others = [p for p in model.parameters() if id(p) not in matrices]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lrs[1], betas=(0.9, 0.98), weight_decay=0.0)]
+    motion = [p for name, p in model.named_parameters() if ".merger.motion." in name]
+    apart = matrices | {id(p) for p in motion}
+    others = [p for p in model.parameters() if id(p) not in apart]
+    groups = [dict(params=others, motion=False)] + ([dict(params=motion, motion=True)] if motion else [])
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lrs[1], betas=(0.9, 0.98), weight_decay=0.0)]
     if hidden:
         muon = torch.optim.Muon(hidden, lr=lrs[0], momentum=0.95, weight_decay=0.05, adjust_lr_fn="original")
         found.insert(0, muon)
@@ -146,6 +151,7 @@ def train(
     optimizers: list[torch.optim.Optimizer],
     *,
     factor: Callable[[int, int], float] = lr_factor,
+    motion_start: float = 0.0,
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
@@ -155,6 +161,7 @@ def train(
         loss_of_step: the loss of the batch of a step, counted from 0.
         optimizers: at their peak learning rates.
         factor: the share of the peaks at a step of so many.
+        motion_start: share of the steps before motion features are trained.
         checkpoint: where to save every 250 steps.
         after_step: called with each step once it is done.
     """
@@ -169,7 +176,8 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, peak, strict=True):
-                group["lr"] = lr * factor(step, steps)
+                waits = group.get("motion", False) and step < motion_start * steps
+                group["lr"] = 0.0 if waits else lr * factor(step, steps)
             optimizer.step()
         if after_step is not None:
             after_step(step)
@@ -202,7 +210,10 @@ def fit(
         return cross_entropy(logits_BK.float(), classes_B.to(device()), label_smoothing=recipe.smoothing)
 
     chosen = optimizers or optimizers_of(model, recipe.lrs, recipe.optimizer)
-    return train(model, loss_of_step, recipe.steps, chosen, checkpoint=checkpoint, after_step=after_step)
+    return train(
+        model, loss_of_step, recipe.steps, chosen,
+        motion_start=recipe.motion_start, checkpoint=checkpoint, after_step=after_step,
+    )  # fmt: skip
 
 
 @torch.no_grad()

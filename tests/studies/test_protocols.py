@@ -109,6 +109,25 @@ def test_controls_and_methods_with_the_motion_feature_are_trained_alike(
     assert f"| {plain / 1e9:.4f} |" in twin and "p " not in twin and f"| {delta:+.1f}, p " in other
 
 
+def test_late_motion_starts_half_way(protocols: Any, study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, seen = study("harness.runs"), {}
+    real = protocols.predict
+
+    def predict(model: Any, *others: Any) -> Any:
+        maps = [value for name, value in model.named_parameters() if name.endswith("motion.map.weight")]
+        seen[variant].append(all(bool(value.any()) for value in maps))
+        return real(model, *others)
+
+    monkeypatch.setattr(protocols, "predict", predict)
+    monkeypatch.setattr(protocols, "BATCH", 6)
+    for variant in ("", "late-motion"):
+        seen[variant] = []
+        run = runs.Run("scratch", "grid_words", "sttm", 0.35, variant, frames=16, epochs=4.0)
+        protocols.work(protocols.Protocol("scratch", "", protocols.from_scratch), run, limit=6)
+    # After each of the four epochs, and at the end.
+    assert seen == {"": [True] * 5, "late-motion": [False, False, True, True, True]}
+
+
 @pytest.mark.parametrize("compute", [0.62, 0.35])
 def test_a_control_is_the_nearest_to_the_budget_and_changes_one_thing(study: Any, compute: float) -> None:
     controls, training = study("harness.controls"), study("harness.training")
@@ -150,4 +169,6 @@ def test_a_run_is_a_training_config_of_the_same_cost(
         study("harness.variants").put_in(ours, method, compute, "")
         assert sttm.macs(model) == sttm.macs(ours)
         assert preprocess.crop == (48, 48) and settings.optimizer.epochs == 16
-        assert settings.optimizer.name == "muon"
+        assert settings.optimizer.name == "muon" and settings.merging.motion_start == 0
+    late = runs.Run("scratch", "grid_words", "sttm", 0.35, "late-motion", frames=16, epochs=16.0)
+    assert protocols.settings_of(late).merging.motion_start == 0.5

@@ -98,6 +98,22 @@ def test_only_mergers_are_trained_in_their_warmup(name: Name, merged: Any) -> No
     assert not torch.equal(merged.get_parameter(matrix), before[matrix])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_motion_features_wait_for_their_turn(name: Name) -> None:
+    model = tiny_model("videomae")
+    sttm.apply(model, 0.5, method="patchmerger", learned=True, motion=True)
+    optimizer = engine.make_optimizer(model, OptimizerSettings(steps=9, lr=1.0, name=name))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for motion in (False, True):
+        engine.set_learning_rates(optimizer, 0.01, only_mergers=False, motion=motion)
+        model(torch.randn(2, 4, 3, 32, 32)).logits.square().sum().backward()
+        optimizer.step()
+        moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+        assert any(".merger.motion.map." in name for name in moved) == motion
+        assert any(".merger." in name and ".motion." not in name for name in moved)
+        assert any(".merger." not in name for name in moved)
+
+
 def test_muon_is_the_pair_of_optimizers_that_the_studies_use() -> None:
     """Muon at 0.02 with weight decay 0.05 beside AdamW without, clipped at 1, as one config says it."""
     settings = OptimizerSettings(

@@ -401,6 +401,18 @@ def test_a_run_does_not_continue_with_other_settings(config: Path, motion: Path,
     assert f"a run on other classes ({names[4]!r} now and {names[3]!r} there)" in sentence
 
 
+def test_the_motion_feature_is_trained_from_its_start_on(config: Path, tmp_path: Path) -> None:
+    for share, trained in ((0.9, False), (0.5, True)):
+        engine.train(
+            load(config, ["optimizer.steps=2", f"merging.motion_start={share}", f"run.output={tmp_path}/{share}"])
+        )
+        state = final_state(tmp_path / str(share))
+        maps = [
+            value for name, value in state.items() if name.startswith("weights.") and name.endswith("motion.map.bias")
+        ]
+        assert maps and all(bool(value.any()) == trained for value in maps)
+
+
 def test_settings_that_contradict_each_other(config: Path) -> None:
     assert "warmup_steps=8 takes all" in refused(load(config, ["merging.warmup_steps=8"]))
     for name in ("crayons", "trackio"):  # one that is unknown, one that is not installed here

@@ -117,6 +117,8 @@ class MergingSettings(Strict):
     """Give slots the motion feature; default: the learned merger has it and baselines have not."""
     warmup_steps: Steps = 0
     """First steps, in which only the mergers' parameters are trained."""
+    motion_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps before the motion feature is trained: until then the model learns from appearance alone."""
 
     @property
     def merges(self) -> bool:
@@ -129,6 +131,12 @@ class MergingSettings(Strict):
             raise ValueError("compute and match_frames both set the compute target; give one of them")
         if self.warmup_steps and not ((self.learned or self.motion) and self.merges):
             raise ValueError("warmup_steps trains only the mergers, so it needs learned: true and compute below 1")
+        if self.motion_start and self.warmup_steps:
+            raise ValueError("warmup_steps trains the motion feature first and motion_start later; give one of them")
+        if self.motion_start and not ((self.learned if self.motion is None else self.motion) and self.merges):
+            raise ValueError(
+                "motion_start needs the motion feature: learned: true or motion: true, and compute below 1"
+            )
         return self
 
 

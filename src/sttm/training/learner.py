@@ -71,7 +71,8 @@ class Learner:
         settings, training = self.settings, self.training
         lr = optimizer.learning_rate(step, steps, settings.optimizer)
         only_mergers = step < settings.merging.warmup_steps
-        optimizer.set_learning_rates(training.optimizer, lr, only_mergers=only_mergers)
+        motion = step >= settings.merging.motion_start * steps
+        optimizer.set_learning_rates(training.optimizer, lr, only_mergers, motion)
         training.optimizer.step()
         training.optimizer.zero_grad()
         if training.average is not None:

@@ -72,14 +72,15 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
     Returns:
         Groups with the keys `params`, `weight_decay`, `scale` (learning rate of the group over `settings.lr`), `merger`
-        (whether its parameters are a merger's) and `muon` (whether they are for Muon).
+        (whether its parameters are a merger's), `motion` (whether they are of a motion feature) and `muon` (whether
+        they are for Muon).
     """
     blocks = backbone_of(model).blocks(model)
     last = len(blocks) + 1
     layer_of = {id(p): number + 1 for number, block in enumerate(blocks) for p in block.parameters()}
-    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        merger = f".{MERGER}." in name
+        merger, motion = f".{MERGER}." in name, f".{MERGER}.motion." in name
         layer = layer_of.get(id(parameter), 0 if ".embeddings." in name else last)
         scale = settings.layer_decay ** (last - layer)
         if merger:
@@ -90,8 +91,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         if muon:
             scale *= settings.muon_lr / settings.lr
             decay = settings.weight_decay if settings.muon_weight_decay is None else settings.muon_weight_decay
-        empty = {"params": [], "scale": scale, "weight_decay": decay, "merger": merger, "muon": muon}
-        groups.setdefault((scale, decay, merger, muon), empty)["params"].append(parameter)
+        empty = dict(params=[], scale=scale, weight_decay=decay, merger=merger, motion=motion, muon=muon)
+        groups.setdefault((scale, decay, merger, motion, muon), empty)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -104,10 +105,16 @@ def learning_rate(step: int, steps: int, settings: OptimizerSettings) -> float:
     return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def set_learning_rates(optimizer: Optimizer, lr: float, only_mergers: bool) -> None:
-    """Set the learning rate of each group to lr times its scale; to 0 outside the mergers if `only_mergers`."""
+def set_learning_rates(optimizer: Optimizer, lr: float, only_mergers: bool, motion: bool = True) -> None:
+    """Set the learning rate of each group to lr times its scale, and of what is not trained to 0.
+
+    Args:
+        only_mergers: whether nothing but the mergers is trained.
+        motion: whether motion features are trained.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if only_mergers and not group["merger"] else lr * group["scale"]
+        still = (only_mergers and not group["merger"]) or (group["motion"] and not motion)
+        group["lr"] = 0.0 if still else lr * group["scale"]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
