@@ -60,6 +60,8 @@ class Dataset:
         still_removed: whether each clip's mean picture is subtracted, as is usual in lip reading: the face, the clothes
             and the light say nothing of the word, and hide it from a model that starts from new weights.
         middle: how much of a picture's height and width is kept, about its middle.
+        by_channel: whether each colour has a mean and a deviation of its own, as is usual. With one mean for all, what
+            is reddish throughout, as skin, becomes a large constant in every token, and hides all else.
         synthetic: what to make, where `folder` is None.
     """
 
@@ -69,6 +71,7 @@ class Dataset:
     mirror: bool = False
     still_removed: bool = False
     middle: float = 1.0
+    by_channel: bool = False
     synthetic: SynthSettings | None = None
 
 
@@ -96,6 +99,7 @@ DATASETS: dict[str, Dataset] = {
     "grid_words_moving": Dataset("grid-words", _words, still_removed=True),
     # The mouth at full resolution, cut out as is usual in lip reading.
     "grid_words_mouth": Dataset("grid-words", _words, middle=0.5),
+    "grid_words_by_channel": Dataset("grid-words", _words, by_channel=True),
     "grid_words_51": Dataset("grid-words"),
     "avletters": Dataset("avletters", _avletters, cached_frames=32),
     "avletters_moving": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
@@ -163,13 +167,16 @@ def synthetic_settings(name: str, wanted: SynthSettings) -> DataSettings:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The clips of one split in memory: pixels [N, T, 3, H, W] in 8 bits, and their classes [N]."""
+    """The clips of one split in memory: pixels [N, T, 3, H, W] in 8 bits, and their classes [N].
+
+    `mean` and `std` have one number [1 1 1], or one for each colour [3 1 1].
+    """
 
     pixels: np.ndarray
     classes: Tensor
     names: tuple[str, ...]
-    mean: float
-    std: float
+    mean: Tensor
+    std: Tensor
     mirror: bool = False
     still_removed: bool = False
 
@@ -216,12 +223,14 @@ def clip_set(name: str, split: str, edge: int) -> ClipSet:
     """
     stem, dataset = _decoded(name, split, edge), dataset_named(name)
     kept, train = np.load(stem.with_suffix(".npz")), np.load(_decoded(name, "train", edge).with_suffix(".npz"))
+    keys = ("means", "stds") if dataset.by_channel else ("mean", "moving" if dataset.still_removed else "std")
+    mean, std = (torch.from_numpy(train[key]).float().view(-1, 1, 1) for key in keys)
     return ClipSet(
         np.load(stem.with_suffix(".npy"), mmap_mode="r"),
         torch.from_numpy(kept["classes"]),
         tuple(kept["names"].tolist()),
-        float(train["mean"]),
-        float(train["moving" if dataset.still_removed else "std"]),
+        mean,
+        std,
         dataset.mirror,
         dataset.still_removed,
     )
@@ -247,6 +256,7 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     part.replace(stem.with_suffix(".npy"))
     moving = (sample - sample.mean(1, keepdims=True)).std()
     told = dict(classes=classes, names=names, mean=sample.mean(), std=sample.std(), moving=moving)
+    told |= dict(means=sample.mean((0, 1, 3, 4)), stds=sample.std((0, 1, 3, 4)))
     np.savez(stem.with_suffix(".npz"), **told)
     return stem
 

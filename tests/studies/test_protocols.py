@@ -110,7 +110,8 @@ def test_controls_and_methods_with_the_motion_feature_are_trained_alike(
 
 
 def test_late_motion_starts_half_way(protocols: Any, study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, seen = study("harness.runs"), {}
+    runs = study("harness.runs")
+    seen: dict[str, list[bool]] = {}
     real = protocols.predict
 
     def predict(model: Any, *others: Any) -> Any:
