@@ -114,7 +114,7 @@ def _move_positions(embeddings: Any, own: torch.Tensor, epoch: float) -> None:
 
 def preprocess_of(data: ClipSet) -> Preprocess:
     """Return the preprocessing of the clips of a set, as the model's folder has it."""
-    mean, std = ((level / 255,) * 3 for level in (data.mean, data.std))
+    mean, std = (tuple((level.flatten().expand(3) / 255).tolist()) for level in (data.mean, data.std))
     return replace(square(SHAPE.edge, SHAPE.frames), mean=mean, std=std)
 
 

@@ -69,6 +69,7 @@ def test_what_is_dumped_is_read_back(base: Path, tmp_path: Path) -> None:
         ("merging={compute: 0.5, warmup_steps: 5, motion_start: 0.5}", "give one of them"),
         ("merging.motion_start=0.5", "motion_start needs the motion feature"),
         ("merging={compute: 0.5, motion: false, motion_start: 0.5}", "motion_start needs the motion feature"),
+        ("merging={compute: 0.5, method: tome, motion_start: 0.5}", "motion_start needs the motion feature"),
         ("merging={compute: 0.5, motion_start: 1}", "merging.motion_start=1"),
         ("augment.crop_area=[1, 0.5]", "augment.crop_area"),
         ("augment.repeats=3", "not a multiple of augment.repeats=3"),

@@ -133,10 +133,9 @@ class MergingSettings(Strict):
             raise ValueError("warmup_steps trains only the mergers, so it needs learned: true and compute below 1")
         if self.motion_start and self.warmup_steps:
             raise ValueError("warmup_steps trains the motion feature first and motion_start later; give one of them")
-        if self.motion_start and not ((self.learned if self.motion is None else self.motion) and self.merges):
-            raise ValueError(
-                "motion_start needs the motion feature: learned: true or motion: true, and compute below 1"
-            )
+        has_motion = self.learned and self.method == "sttm" if self.motion is None else self.motion
+        if self.motion_start and not (has_motion and self.merges):
+            raise ValueError("motion_start needs the motion feature: motion: true, and compute below 1")
         return self
 
 
