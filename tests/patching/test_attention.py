@@ -75,7 +75,8 @@ def test_folded_products_hold_the_bias(width: int, dtype: torch.dtype, far: floa
     torch.testing.assert_close(scores, bias.expand(1, 2, 4, 5), rtol=far / 7, atol=far)
 
 
-def test_probabilities_weighed_after_the_softmax_are_those_of_log_sizes_before_it() -> None:
+@pytest.mark.parametrize("gradients", [True, False])
+def test_probabilities_weighed_after_the_softmax_are_those_of_log_sizes_before_it(gradients: bool) -> None:
     torch.manual_seed(0)
     keys = {
         "clip": torch.tensor([[1.0, 1, 2, 3, 5]]),  # place by place behind the class token
@@ -85,8 +86,11 @@ def test_probabilities_weighed_after_the_softmax_are_those_of_log_sizes_before_i
     for over, size_BK in keys.items():
         scores = torch.randn(len(size_BK), 2, 4, size_BK.shape[1])
         local.slots = slots(prefix=1, time_minor=True)
-        (weighed,) = WeighProbabilities(over)(nn.Module(), (scores.softmax(-1),))
+        given = scores.softmax(-1)
+        with torch.set_grad_enabled(gradients):
+            (weighed,) = WeighProbabilities(over)(nn.Module(), (given,))
         torch.testing.assert_close(weighed, (scores + size_BK.log()[:, None, None]).softmax(-1))
+        assert torch.equal(given, scores.softmax(-1))
     local.slots = None
 
 
