@@ -140,7 +140,8 @@ def settings_of(run: Run) -> Settings:
 
     What it cannot say yet: shifts of MAX_SHIFT pixels (the config crops as much at random), positions of t, y and x
     (`harness.training.positions`; the config's model has VideoMAE's own, of the token's number), clips less their mean
-    picture (`Dataset.still_removed`), and the middle of pictures alone (`Dataset.middle`).
+    picture (`Dataset.still_removed`), the middle of pictures alone (`Dataset.middle`), and means and deviations of the
+    dataset (the config's model has those of its processor).
     """
     recipe: dict[str, Any] = dict(lr=LRS[run.optimizer][1], epochs=run.epochs, batch_size=BATCH, smoothing=SMOOTHING,
                                   clip_norm=1.0, betas=(0.9, 0.98), weight_decay=0.0, min_lr=0.0)  # fmt: skip
