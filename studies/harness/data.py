@@ -100,6 +100,8 @@ DATASETS: dict[str, Dataset] = {
     # The mouth at full resolution, cut out as is usual in lip reading.
     "grid_words_mouth": Dataset("grid-words", _words, middle=0.5),
     "grid_words_by_channel": Dataset("grid-words", _words, by_channel=True),
+    # Both, as lip reading does.
+    "grid_words_lips": Dataset("grid-words", _words, middle=0.5, by_channel=True),
     "grid_words_51": Dataset("grid-words"),
     "avletters": Dataset("avletters", _avletters, cached_frames=32),
     "avletters_moving": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),
