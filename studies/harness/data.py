@@ -263,9 +263,14 @@ def _decoded(name: str, split: str, edge: int) -> Path:
     return stem
 
 
+def resized_edge(edge: int, middle: float) -> int:
+    """Return the shorter side of pictures, of which the crop of `edge` pixels then keeps that much."""
+    return round(edge / middle)
+
+
 def square(edge: int, frames: int, middle: float = 1.0) -> Preprocess:
     """Return the preprocessing of a VideoMAE of that size: `middle` of the shorter side to `edge`, centre crop."""
     return Preprocess(
-        processor="VideoMAE", sampling=Sampling(frames), resize=round(edge / middle), crop=(edge, edge),
+        processor="VideoMAE", sampling=Sampling(frames), resize=resized_edge(edge, middle), crop=(edge, edge),
         rescale_factor=1 / 255, offset=0.0, mean=(0.5,) * 3, std=(0.5,) * 3,
     )  # fmt: skip

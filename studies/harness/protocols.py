@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from harness.controls import CONTROLS, control_shape
-from harness.data import CACHE, ClipSet, clip_set, data_settings
-from harness.runs import Row, Run, carry_out, folder_of, parser_of, rows_of, write_report
+from harness.data import CACHE, MAX_SHIFT, ClipSet, clip_set, data_settings, dataset_named, resized_edge
+from harness.runs import Row, Run, carry_out, folder_of, parser_of, row_id, rows_of, write_report
 from harness.tables import (
     LEGEND,
     Group,
@@ -36,10 +36,11 @@ from harness.tables import (
     plot_training,
     training_macs,
 )
-from harness.training import OPTIMIZERS, Recipe, Shape, fit, new_model, predict
+from harness.training import MUON_WEIGHT_DECAY, OPTIMIZERS, Recipe, Shape, fit, new_model, predict
 from harness.variants import NEEDS_TRAINING, put_in
-from sttm.config.sections import OptimizerSettings
+from sttm.config.reading import dump
 from sttm.config.settings import Settings
+from sttm.errors import SttmError
 
 SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
 EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1
@@ -138,28 +139,37 @@ def _top1(model: Any, clips: ClipSet, frames: int) -> float:
 def settings_of(run: Run) -> Settings:
     """Return the training config of a run from scratch, for `sttm train`.
 
-    What it cannot say yet: shifts of MAX_SHIFT pixels (the config crops as much at random), positions of t, y and x
-    (`harness.training.positions`; the config's model has VideoMAE's own, of the token's number), clips less their mean
-    picture (`Dataset.still_removed`), the middle of pictures alone (`Dataset.middle`), and means and deviations of the
-    dataset (the config's model has those of its processor).
+    What it cannot say: that what a shift moves out of a picture comes in on its other side (there a shift moves the
+    crop), and positions of t, y and x (`harness.training.positions`; its model has VideoMAE's own, of the token's
+    number).
+
+    Raises:
+        SttmError: for a dataset whose clips are less their mean picture, a control, or a variant without a setting.
     """
-    recipe: dict[str, Any] = dict(lr=LRS[run.optimizer][1], epochs=run.epochs, batch_size=BATCH, smoothing=SMOOTHING,
-                                  clip_norm=1.0, betas=(0.9, 0.98), weight_decay=0.0, min_lr=0.0)  # fmt: skip
-    if "name" in OptimizerSettings.model_fields:
-        recipe["name"] = run.optimizer
+    dataset, variants = dataset_named(run.dataset), {"": {}, LATE: dict(motion_start=MOTION_START)}
+    variants |= {"no-motion": dict(motion=False), "motion": dict(motion=True)}
+    if dataset.still_removed or run.method in CONTROLS or run.variant not in variants:
+        asked = "-".join(filter(None, (run.dataset, run.method, run.variant)))
+        raise SttmError(f"sttm train has no settings for {asked}; choose another dataset, method or variant")
+    clips = clip_set(run.dataset, "train", SHAPE.edge)
+    mean, std = ((levels / 255).flatten().expand(3).tolist() for levels in (clips.mean, clips.std))
+    recipe: dict[str, Any] = dict(name=run.optimizer, lr=LRS[run.optimizer][1], epochs=run.epochs, batch_size=BATCH,
+                                  smoothing=SMOOTHING, clip_norm=1.0, betas=(0.9, 0.98), weight_decay=0.0,
+                                  min_lr=0.0)  # fmt: skip
+    if run.optimizer == "muon":
+        recipe |= dict(muon_lr=LRS["muon"][0], muon_weight_decay=MUON_WEIGHT_DECAY)
     config = dict(image_size=SHAPE.edge, patch_size=SHAPE.patch, hidden_size=SHAPE.width, tubelet_size=2)
     config |= dict(num_hidden_layers=SHAPE.depth, num_attention_heads=SHAPE.heads, intermediate_size=4 * SHAPE.width)
-    learned = run.method in NEEDS_TRAINING
-    merging: dict[str, Any] = dict(compute=run.compute, learned=learned)
+    merging: dict[str, Any] = dict(compute=run.compute, learned=run.method in NEEDS_TRAINING, **variants[run.variant])
     merging |= {} if run.method == "plain" else dict(method=run.method)
-    merging |= dict(motion_start=MOTION_START) if run.variant == LATE else {}
     return Settings.model_validate(dict(
-        data=data_settings(run.dataset).model_dump(),
-        model=dict(family="videomae", config=config, frames=run.frames, attention="eager"),
+        data=data_settings(run.dataset).model_dump() | dict(workers=0, cache_gib=3),
+        model=dict(family="videomae", config=config, frames=run.frames, attention="eager",
+                   resize=resized_edge(SHAPE.edge, dataset.middle), mean=mean, std=std),
         merging=merging,
-        augment=dict(crop_area=(0.85, 1.0), crop_ratio=(0.95, 1.05), flip=0.5),
+        augment=dict(crop="centre", shift=MAX_SHIFT, flip=0.5 * dataset.mirror),
         optimizer=recipe,
-        run=dict(output=CACHE / "runs" / run.study, seed=run.seed, precision="bf16", trackers=()),
+        run=dict(output=CACHE / "runs" / row_id(asdict(run)), seed=run.seed, precision="bf16", trackers=()),
     ))  # fmt: skip
 
 
@@ -168,14 +178,19 @@ def settings_of(run: Run) -> Settings:
 
 def main(protocol: Protocol) -> None:
     """Run the command of a protocol."""
-    parser = parser_of(protocol.doc, "grid_words")
+    parser = parser_of(protocol.doc, "grid_words", what=("run", "table", "config"))
     parser.set_defaults(methods="plain,sttm", compute="0.35", variants="")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="48 is three times the default")
     parser.add_argument("--limit", type=int, help="take so many clips of each split only, and write no row: a trial")
     options = parser.parse_args()
+    runs = runs_of(protocol.study, options)
+    if options.what == "config":
+        if protocol.study != "scratch" or len(runs) != 1:
+            raise SystemExit("config prints the settings of one run of scratch.py; give one method, one seed and so on")
+        print(dump(settings_of(runs[0])), end="")
+        return
     if options.what == "run":
-        runs = runs_of(protocol.study, options)
         if options.limit:
             torch.set_num_threads(options.threads)
             for run in runs:

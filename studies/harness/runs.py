@@ -10,7 +10,7 @@ import argparse
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -169,10 +169,19 @@ def _keep(run: Run, row: Row) -> None:
 # --- the command of a study -------------------------------------------------------------------------------------------
 
 
-def parser_of(doc: str | None, datasets: str, seeds: str = "0,1,2") -> argparse.ArgumentParser:
-    """Return the options that all studies have."""
+WHAT = {
+    "run": "make the missing runs, and the table",
+    "table": "write the table of the runs that are there",
+    "config": "print the settings of one run from scratch, for sttm train",
+}
+
+
+def parser_of(
+    doc: str | None, datasets: str, seeds: str = "0,1,2", what: Sequence[str] = ("run", "table")
+) -> argparse.ArgumentParser:
+    """Return the options that all studies have; `what` is what the command can do."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"], help="make the missing runs and the table, or the table only")
+    parser.add_argument("what", choices=what, help="; ".join(f"{name}: {WHAT[name]}" for name in what))
     parser.add_argument("--datasets", "--dataset", default=datasets, help="names, separated by commas")
     parser.add_argument("--methods", help="only these, separated by commas")
     parser.add_argument("--variants", help="only these, separated by commas")

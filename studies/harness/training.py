@@ -21,6 +21,7 @@ from sttm.errors import SttmError
 
 #: Muon for the matrices of the blocks and AdamW for all else, the mergers too; AdamW alone.
 OPTIMIZERS = ("muon", "adamw")
+MUON_WEIGHT_DECAY = 0.05
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def optimizers_of(model: nn.Module, lrs: tuple[float, float], optimizer: str = "
     groups = [dict(params=others, motion=False)] + ([dict(params=motion, motion=True)] if motion else [])
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lrs[1], betas=(0.9, 0.98), weight_decay=0.0)]
     if hidden:
-        muon = torch.optim.Muon(hidden, lr=lrs[0], momentum=0.95, weight_decay=0.05, adjust_lr_fn="original")
+        decay = MUON_WEIGHT_DECAY
+        muon = torch.optim.Muon(hidden, lr=lrs[0], momentum=0.95, weight_decay=decay, adjust_lr_fn="original")
         found.insert(0, muon)
     return found
 

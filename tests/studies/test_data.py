@@ -63,7 +63,9 @@ def test_absent_data_is_one_sentence(data: Any, monkeypatch: pytest.MonkeyPatch)
 def test_words_are_shifted_but_never_mirrored_or_reversed(study: Any, mirror: bool) -> None:
     data = study("harness.data")
     pixels = np.random.default_rng(0).integers(256, size=(4, 8, 3, 12, 12), dtype=np.uint8)
-    clips = data.ClipSet(pixels, torch.arange(4), ("a", "b", "c", "d"), 0.0, 1.0, mirror)
+    clips = data.ClipSet(
+        pixels, torch.arange(4), ("a", "b", "c", "d"), torch.zeros(1, 1, 1), torch.ones(1, 1, 1), mirror
+    )
     seen = set()
     for step in range(8):
         batch, classes = clips.batch(np.arange(4), 8, np.random.default_rng(step))
@@ -80,7 +82,7 @@ def test_words_are_shifted_but_never_mirrored_or_reversed(study: Any, mirror: bo
 def test_training_frames_are_drawn_in_order_from_those_kept(study: Any) -> None:
     data = study("harness.data")
     pixels = np.arange(32, dtype=np.uint8)[None, :, None, None, None].repeat(3, axis=2)
-    clips = data.ClipSet(pixels, torch.zeros(1, dtype=torch.long), ("a",), 0.0, 1.0)
+    clips = data.ClipSet(pixels, torch.zeros(1, dtype=torch.long), ("a",), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     drawn = [clips.clips(np.arange(1), 16, np.random.default_rng(step))[0, :, 0, 0, 0] for step in range(5)]
     assert all((frames.diff() > 0).all() for frames in drawn) and len({tuple(frames.tolist()) for frames in drawn}) > 1
     assert clips.clips(np.arange(1), 16)[0, :, 0, 0, 0].tolist() == list(range(1, 32, 2))

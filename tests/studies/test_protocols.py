@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import sttm
+from sttm.config import load
 from sttm.config.sections import DataSettings
 from sttm.errors import SttmError
+from sttm.training.build import build_model
 
 ARGUMENTS = ["run", "--methods", "plain,sttm,tome", "--compute", "0.35", "--seeds", "0,1", "--epochs", "1"]
 PAGE = "# Evidence\n\n<!-- results/scratch/table.md -->\n\nNo runs yet.\n\n<!-- end -->\n"
@@ -25,7 +28,8 @@ def protocols(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def clips(dataset: str, split: str, edge: int) -> Any:
         pixels = np.random.default_rng(0).integers(256, size=(6, 16, 3, edge, edge), dtype=np.uint8)
-        return data.ClipSet(pixels, torch.arange(6) % 3, ("a", "b", "c"), 128.0, 64.0)
+        mean, std = (torch.full((1, 1, 1), level) for level in (128.0, 64.0))
+        return data.ClipSet(pixels, torch.arange(6) % 3, ("a", "b", "c"), mean, std)
 
     monkeypatch.setattr(module, "clip_set", clips)
     monkeypatch.setattr(module, "SHAPE", study("harness.training").Shape(16, 48, 8, 32, 4, 2))
@@ -155,21 +159,30 @@ def test_fine_tuning_starts_from_the_backbone_of_the_seed(study: Any, monkeypatc
     assert model.classifier.out_features == 5
 
 
-def test_a_run_is_a_training_config_of_the_same_cost(
-    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_a_training_config_of_the_same_cost_and_pixels(
+    protocols: Any, study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sttm.training import build
-
-    protocols, runs = study("harness.protocols"), study("harness.runs")
+    runs, data = study("harness.runs"), study("harness.data")
     monkeypatch.setattr(protocols, "data_settings", lambda name: DataSettings())
+    levels_TCHW = torch.randint(0, 256, (16, 3, 70, 60), dtype=torch.uint8)
     for method, compute in (("plain", 1.0), ("sttm", 0.35), ("tome", 0.62)):
-        run = runs.Run("scratch", "grid_words", method, compute, frames=16, seed=1, epochs=16.0)
+        run = runs.Run("scratch", "grid_words_lips", method, compute, frames=16, seed=1, epochs=16.0)
         settings = protocols.settings_of(run)
-        model, preprocess, *_ = build.build_model(settings, ("a", "b", "c"))
+        model, preprocess, *_ = build_model(settings, ("a", "b", "c"))
         ours = protocols.from_scratch(1, 3, protocols.SHAPE)
         study("harness.variants").put_in(ours, method, compute, "")
         assert sttm.macs(model) == sttm.macs(ours)
-        assert preprocess.crop == (48, 48) and settings.optimizer.epochs == 16
+        cut_TCHW = data.square(48, 16, 0.5).resize_and_crop(levels_TCHW)[0]
+        torch.testing.assert_close(preprocess(levels_TCHW)[0], (cut_TCHW.float() - 128) / 64)
+        assert settings.optimizer.epochs == 16 and settings.augment.shift == data.MAX_SHIFT
         assert settings.optimizer.name == "muon" and settings.merging.motion_start == 0
-    late = runs.Run("scratch", "grid_words", "sttm", 0.35, "late-motion", frames=16, epochs=16.0)
-    assert protocols.settings_of(late).merging.motion_start == 0.5
+    # The command prints the config of one run, which is read back.
+    one = ["config", "--datasets", "grid_words_lips", "--methods", "sttm", "--compute", "0.35", "--seeds", "1"]
+    command(protocols, monkeypatch, *one, "--variants", "late-motion")
+    (tmp_path / "late.yaml").write_text(capsys.readouterr().out)
+    late = load(tmp_path / "late.yaml")
+    assert late.merging.motion_start == 0.5 and late.model == protocols.settings_of(replace(run, compute=0.35)).model
+    with pytest.raises(SystemExit, match="give one method, one seed"):
+        command(protocols, monkeypatch, *one, "--variants", ",no-motion")
+    with pytest.raises(SttmError, match="no settings for grid_words_moving-sttm; choose another"):
+        protocols.settings_of(replace(run, dataset="grid_words_moving", method="sttm"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 import sttm
 from sttm.config import Settings
+from sttm.data.transforms.preprocess import Preprocess
 from sttm.data.transforms.processor_config import FAMILIES
+from sttm.errors import SttmError
 from sttm.patching import api
 from sttm.training.build import build_model
 from tests.helpers import TINY_SIZES, tiny_model
@@ -107,6 +110,19 @@ def test_from_scratch(tmp_path: Path) -> None:
     assert teacher is None and model.training and api.plan_of(model).learned
     assert (preprocess.sampling.num_frames, preprocess.sampling.mode, preprocess.sampling.stride) == (4, "dense", 3)
     assert preprocess.crop == (32, 32) and model.config.id2label == {0: "a", 1: "b"}
+
+
+def test_pictures_are_resized_and_standardised_as_asked(videomae: Path, tmp_path: Path) -> None:
+    own = Preprocess.from_folder(videomae)
+    asked: dict[str, Any] = {"resize": 64, "mean": (0.6, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
+    _, preprocess, *_ = build_model(settings({"start": str(videomae)} | asked), ["a", "b"])
+    assert preprocess == replace(own, **asked) and preprocess != own
+    preprocess.to_folder(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_bytes((videomae / "config.json").read_bytes())
+    assert Preprocess.from_folder(tmp_path / "saved") == preprocess
+    folder = sttm.save(tiny_model("vjepa2"), tmp_path / "vjepa2")
+    with pytest.raises(SttmError, match=r"model.resize cannot be set for a V-JEPA 2"):
+        build_model(settings({"start": str(folder), "resize": 64}), ["a", "b"])
 
 
 def test_a_pretraining_checkpoint_is_a_start(tmp_path: Path) -> None:

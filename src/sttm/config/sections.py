@@ -79,6 +79,13 @@ class ModelSettings(Strict):
     """Frames spread over the whole video, or a stretch of it at `stride`; default: as the checkpoint."""
     stride: Count | None = None
     """Distance between the frames of dense sampling."""
+    resize: Count | None = None
+    """Shorter side of frames in pixels before the crop, where twice the image size keeps the middle half;
+    default: as the checkpoint."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each colour in levels from 0 to 1 (ViViT: -1 to 1), such as the data set's; default: the checkpoint's."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of each colour, in the same units."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of skipping the last block (stochastic depth); it grows linearly from 0 at the first block."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
@@ -93,6 +100,8 @@ class ModelSettings(Strict):
             raise ValueError("give start (a checkpoint) or family (a model from scratch), and one of the two only")
         if self.stride is not None and self.sampling != "dense":
             raise ValueError("stride belongs to sampling: dense; set that too, or leave stride out")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both, or leave both out")
         return self
 
 
@@ -147,6 +156,8 @@ class AugmentSettings(Strict):
     """Smallest and largest share of the frame's area that random_resized crops."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333)
     """Smallest and largest aspect ratio (width over height) of that crop."""
+    shift: Steps = 0
+    """Pixels by which the centre crop moves at most, up or down, left or right; crop: centre only."""
     flip: Share = 0.5
     """Probability of mirroring a clip; clips of a direction-sensitive data set are never mirrored."""
     randaugment: Steps = 0
@@ -168,6 +179,12 @@ class AugmentSettings(Strict):
         if value[0] > value[1]:
             raise ValueError(f"the smallest, {value[0]}, is above the largest, {value[1]}; swap them")
         return value
+
+    @model_validator(mode="after")
+    def _centre_shifts(self) -> Self:
+        if self.shift and self.crop != "centre":
+            raise ValueError("shift moves the centre crop; set crop: centre too, or leave shift out")
+        return self
 
     @property
     def mixes(self) -> bool:

@@ -68,7 +68,7 @@ def build_model(settings: Settings, classes: Sequence[str]) -> Start:
     if settings.model.attention is not None:
         with models.explained(f"use model.attention={settings.model.attention}", ADVICE):
             model.set_attn_implementation(settings.model.attention)
-    preprocess = replace(preprocess, sampling=sampling_of(settings.model, preprocess.sampling))
+    preprocess = preprocess_of(settings.model, preprocess)
     teacher = _teacher(settings, model, classes)
     _bring_to_compute(model, settings.merging)
     return Start(model.train(), preprocess, teacher, tuple(sorted(initialised)))
@@ -186,6 +186,20 @@ def _fit_head(model: Any, classes: Sequence[str], trained: bool) -> bool:
     model.num_labels = model.config.num_labels = len(classes)
     model.config.id2label, model.config.label2id = dict(enumerate(classes)), {n: i for i, n in enumerate(classes)}
     return fitted
+
+
+def preprocess_of(settings: ModelSettings, own: Preprocess) -> Preprocess:
+    """Return the preprocessing that the settings ask for; what they leave out is the checkpoint's own.
+
+    Raises:
+        SttmError: for `resize` with a processor that has a size of its own.
+    """
+    if settings.resize is not None and own.processor == "VJEPA2":
+        raise SttmError("model.resize cannot be set for a V-JEPA 2, whose processor resizes by its crop; leave it out")
+    own = replace(own, sampling=sampling_of(settings, own.sampling), resize=settings.resize or own.resize)
+    if settings.mean is None or settings.std is None:
+        return own
+    return replace(own, mean=settings.mean, std=settings.std)
 
 
 def sampling_of(settings: ModelSettings, own: Sampling) -> Sampling:

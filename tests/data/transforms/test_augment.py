@@ -1,6 +1,7 @@
 """Augmentation: a function of the random generator alone, the same for all frames, never flipped where sides count."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ RANDOM: list[dict[str, Any]] = [
     {},
     {"crop": "multi_scale"},
     {"crop": "centre", "flip": 0.5},
+    PLAIN | {"shift": 3},
     PLAIN | {"erasing": 1.0},
     PLAIN | {"randaugment": 2},
     ALL,
@@ -55,6 +57,37 @@ def test_nothing_random_is_what_the_model_gets_in_evaluation():
     levels_TCHW = frames_TCHW.float()
     PREPROCESS.normalise(levels_TCHW)
     assert torch.equal(levels_TCHW, frames_TCHW.float())
+
+
+def test_a_shift_moves_the_centre_crop_the_same_in_all_frames() -> None:
+    frames_TCHW, whole = noise(50, 60), replace(PREPROCESS, resize=None)
+    shifted = Augment(AugmentSettings(**PLAIN, shift=2), whole, True)
+    y, x, shifts = (50 - 32) // 2, (60 - 28) // 2, range(-2, 3)
+    allowed = {
+        (down, right): whole.normalise(frames_TCHW[..., y + down : y + down + 32, x + right : x + right + 28])
+        for down in shifts
+        for right in shifts
+    }
+    clips = [shifted(frames_TCHW, rng(seed)) for seed in range(80)]
+    seen = [[shift for shift, pixels in allowed.items() if torch.equal(clip, pixels)] for clip in clips]
+    assert all(len(found) == 1 for found in seen)
+    assert {found[0][0] for found in seen} == {found[0][1] for found in seen} == set(shifts)
+    crops_of = shifted.crops([rng(0), rng(1)])
+    both_KTCHW = torch.stack([crops_of(frame_CHW) for frame_CHW in frames_TCHW], 1)
+    assert torch.equal(whole.normalise(both_KTCHW), torch.stack(clips[:2]))
+    with pytest.raises(SttmError, match=r"augment.shift=14 moves the crop by half of its side; give at most 13"):
+        augment(**PLAIN, shift=14)
+
+
+@pytest.mark.parametrize("resize_with", ["pillow", "torch"])
+@pytest.mark.parametrize("size", [(1, 1), (10, 40)])
+@pytest.mark.parametrize("shift", [(0, 0), (13, 13), (-13, -13)])
+def test_beyond_a_frame_that_is_shifted_is_black(
+    resize_with: str, size: tuple[int, int], shift: tuple[int, int]
+) -> None:
+    small = replace(PREPROCESS, resize=None, resize_with=resize_with)
+    crop_KTCHW = small.resize_and_crop(torch.full((2, 3, *size), 255, dtype=torch.uint8), shift=shift)
+    assert crop_KTCHW.shape == (1, 2, 3, 32, 28) and set(crop_KTCHW.unique().tolist()) == {0, 255}
 
 
 @pytest.mark.parametrize("settings", RANDOM, ids=str)

@@ -46,6 +46,9 @@ class Augment:
         if settings.randaugment > len(OPERATIONS):
             allowed = f"there are {len(OPERATIONS)} operations; give at most that number"
             raise SttmError(f"augment.randaugment={settings.randaugment} is too many: {allowed}")
+        if settings.shift >= min(size) / 2:
+            most = (min(size) - 1) // 2
+            raise SttmError(f"augment.shift={settings.shift} moves the crop by half of its side; give at most {most}")
         if settings.randaugment:
             _import_kornia()
         self.size = size
@@ -61,8 +64,12 @@ class Augment:
         A clip shows the same part of all frames: it is chosen at the first.
         """
         boxes: list[Box] = []
+        shifts = [self._shift(rng) for rng in rngs]
 
         def crops_of(frame_CHW: Tensor) -> Tensor:
+            if self.settings.crop == "centre" and self.settings.shift:
+                moved = [self.preprocess.resize_and_crop(frame_CHW[None], shift=shift)[:, 0] for shift in shifts]
+                return torch.cat(moved)
             if self.settings.crop == "centre":
                 return self.preprocess.resize_and_crop(frame_CHW[None])[:, 0].expand(len(rngs), -1, -1, -1)
             if not boxes:
@@ -87,6 +94,11 @@ class Augment:
         if self.settings.crop == "multi_scale":
             return multi_scale_box(height, width, rng)
         return random_box(height, width, self.settings.crop_area, self.settings.crop_ratio, rng)
+
+    def _shift(self, rng: np.random.Generator) -> tuple[int, int]:
+        most = self.settings.shift
+        y, x = rng.integers(-most, most + 1, size=2).tolist() if most else (0, 0)
+        return y, x
 
     def _cropped(self, frame_CHW: Tensor, box: Box) -> Tensor:
         y, x, h, w = box

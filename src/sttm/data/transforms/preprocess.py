@@ -147,8 +147,12 @@ class Preprocess:
         """
         return self.normalise(self.resize_and_crop(frames_TCHW, crops))
 
-    def resize_and_crop(self, frames_TCHW: Tensor, crops: int = 1) -> Tensor:
-        """Return the uint8 frames_KTCHW before normalisation; see `__call__`."""
+    def resize_and_crop(self, frames_TCHW: Tensor, crops: int = 1, shift: tuple[int, int] = (0, 0)) -> Tensor:
+        """Return the uint8 frames_KTCHW before normalisation; see `__call__`.
+
+        Args:
+            shift: pixels by which crops are moved down and to the right; beyond the resized frame is black.
+        """
         shape = tuple(frames_TCHW.shape)
         if frames_TCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
             given = f"shape {shape} and type {frames_TCHW.dtype}"
@@ -157,9 +161,10 @@ class Preprocess:
             allowed = "1 or 3" if self.crop else "1, as this model takes whole frames"
             raise SttmError(f"crops={crops!r} is not possible; give {allowed}")
         if shape[0] > 1 and frames_TCHW.stride(0) == 0:  # one frame, repeated
-            return self.resize_and_crop(frames_TCHW[:1], crops).expand(-1, shape[0], -1, -1, -1)
+            return self.resize_and_crop(frames_TCHW[:1], crops, shift).expand(-1, shape[0], -1, -1, -1)
         size = self._resized_size(*shape[2:])
-        boxes = self._boxes(*size, crops)
+        y, x = shift
+        boxes = [(y0 + y, x0 + x, y1 + y, x1 + x) for y0, x0, y1, x1 in self._boxes(*size, crops)]
         crops_TKCHW = [self._crops(frame_CHW, size, boxes) for frame_CHW in frames_TCHW]
         return torch.stack([torch.stack(crops_TCHW) for crops_TCHW in zip(*crops_TKCHW, strict=True)])
 
