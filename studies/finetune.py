@@ -3,7 +3,7 @@
 The backbone has learned to track what moves in synthetic videos of its own (see harness/pretraining.py).
 
 How to run, from the project's root, with the data in STTM_DATA or ../shared/data (what is done is not done again):
-    python studies/finetune.py run --dataset grid_words,avletters --methods plain,sttm,tome --compute 0.35
+    python studies/finetune.py run --dataset grid_words_lips,avletters --methods plain,sttm,tome --compute 0.35
     python studies/finetune.py table
 """
 

@@ -62,6 +62,7 @@ class Dataset:
         middle: how much of a picture's height and width is kept, about its middle.
         by_channel: whether each colour has a mean and a deviation of its own, as is usual. With one mean for all, what
             is reddish throughout, as skin, becomes a large constant in every token, and hides all else.
+        comparison: whether the set is there to compare how pictures are prepared, and stands in a table of its own.
         synthetic: what to make, where `folder` is None.
     """
 
@@ -72,6 +73,7 @@ class Dataset:
     still_removed: bool = False
     middle: float = 1.0
     by_channel: bool = False
+    comparison: bool = False
     synthetic: SynthSettings | None = None
 
 
@@ -95,13 +97,13 @@ def _interactions(row: Annotation) -> str | None:
 #: Clips made for a synthetic dataset; split 75 : 8 : 17.
 _SHARES = dict(size=96, train=0.75, validation=0.08, test=0.17)
 DATASETS: dict[str, Dataset] = {
-    "grid_words": Dataset("grid-words", _words),
-    "grid_words_moving": Dataset("grid-words", _words, still_removed=True),
-    # The mouth at full resolution, cut out as is usual in lip reading.
-    "grid_words_mouth": Dataset("grid-words", _words, middle=0.5),
-    "grid_words_by_channel": Dataset("grid-words", _words, by_channel=True),
-    # Both, as lip reading does.
+    # As is usual in lip reading: the mouth cut out, at full resolution, and each colour standardised by itself.
     "grid_words_lips": Dataset("grid-words", _words, middle=0.5, by_channel=True),
+    # One of the two, neither, and clips less their mean picture.
+    "grid_words": Dataset("grid-words", _words, comparison=True),
+    "grid_words_mouth": Dataset("grid-words", _words, middle=0.5, comparison=True),
+    "grid_words_by_channel": Dataset("grid-words", _words, by_channel=True, comparison=True),
+    "grid_words_moving": Dataset("grid-words", _words, still_removed=True, comparison=True),
     "grid_words_51": Dataset("grid-words"),
     "avletters": Dataset("avletters", _avletters, cached_frames=32),
     "avletters_moving": Dataset("avletters", _avletters, cached_frames=32, still_removed=True),

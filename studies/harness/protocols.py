@@ -178,7 +178,7 @@ def settings_of(run: Run) -> Settings:
 
 def main(protocol: Protocol) -> None:
     """Run the command of a protocol."""
-    parser = parser_of(protocol.doc, "grid_words", what=("run", "table", "config"))
+    parser = parser_of(protocol.doc, "grid_words_lips", what=("run", "table", "config"))
     parser.set_defaults(methods="plain,sttm", compute="0.35", variants="")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="48 is three times the default")
@@ -230,6 +230,18 @@ def report(study: str, scale: str, split: str) -> None:
     rows, folder = rows_of(study, scale, split), folder_of(study, scale, split)
     if not rows:
         return
+    for comparison, name in ((False, "table.md"), (True, "preparations.md")):
+        chosen = [row for row in rows if dataset_named(row["dataset"]).comparison == comparison]
+        if chosen:
+            (folder / name).write_text(_tables(study, chosen), encoding="utf-8")
+    main = [row for row in rows if (row["variant"], row["optimizer"], row["epochs"]) == ("", "muon", EPOCHS)]
+    if main:
+        plot(folder / "plot.png", main)
+    plot_curves(folder / "curves.png", rows)
+    plot_training(folder / "training.png", rows)
+
+
+def _tables(study: str, rows: list[Row]) -> str:
     sections = [
         "Plain and every method trained by the same recipe and steps, the method in from the first step.",
         LEGEND,
@@ -241,12 +253,7 @@ def report(study: str, scale: str, split: str) -> None:
         for (compute,), at_compute in groups(of_set.rows, "compute").items():
             if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
                 sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
-    (folder / "table.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    main = [row for row in rows if (row["variant"], row["optimizer"], row["epochs"]) == ("", "muon", EPOCHS)]
-    if main:
-        plot(folder / "plot.png", main)
-    plot_curves(folder / "curves.png", rows)
-    plot_training(folder / "training.png", rows)
+    return "\n\n".join(sections) + "\n"
 
 
 def _table(at_compute: Group, plain: dict[float, Group]) -> str:

@@ -216,7 +216,8 @@ def write_report(report: Callable[[str, str], None], study: str, scale: str, spl
     """Write the table and the plot of a study, and put the table on the pages that show it."""
     report(scale, split)
     if (scale, split) == ("small", "test"):
-        show_in_docs(folder_of(study) / "table.md")
+        for table in sorted(folder_of(study).glob("*.md")):
+            show_in_docs(table)
 
 
 def _among(value: str | float, names: str | None) -> bool:

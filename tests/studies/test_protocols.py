@@ -72,7 +72,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
     in_order = [(method, seed) for seed in (0, 1) for method in ("plain", "sttm", "tome")]
     assert [(row["method"], row["seed"]) for row in rows] == in_order
     assert len(list((folder / "answers").glob("*.npz"))) == 6
-    assert all(protocols.plain_file("scratch", "grid_words", seed, 1).exists() for seed in (0, 1))
+    assert all(protocols.plain_file("scratch", "grid_words_lips", seed, 1).exists() for seed in (0, 1))
     for row in rows:
         assert len(row["curve"]) == 1 and row["steps"] == 1 and row["learned"] == (row["method"] == "sttm")
     table = (folder / "table.md").read_text()
@@ -81,6 +81,24 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
     made.clear()
     command(protocols, monkeypatch, *ARGUMENTS)
     assert not made
+
+
+def test_how_pictures_are_prepared_stands_in_a_table_of_its_own(
+    protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, page = tmp_path / "results" / "scratch", tmp_path / "docs" / "evidence.md"
+    page.write_text(PAGE + "\n" + PAGE.replace("table.md", "preparations.md"))
+    for datasets in ("grid_words", "grid_words_lips,avletters"):
+        command(protocols, monkeypatch, *ARGUMENTS[:2], "plain", *ARGUMENTS[3:], "--datasets", datasets)
+        written = sorted(path.name for path in folder.glob("*.md"))
+        assert written == ["preparations.md", "table.md"][: 1 + ("," in datasets)]
+    shown = [(folder / name).read_text() for name in written]
+    found = [[line for line in table.splitlines() if line.startswith("###")] for table in shown]
+    assert found == [
+        ["### grid_words, muon, compute 1"],
+        ["### grid_words_lips, muon, compute 1", "### avletters, muon, compute 1"],
+    ]
+    assert all(table in page.read_text() for table in shown)
 
 
 def test_a_trial_writes_no_row(protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
