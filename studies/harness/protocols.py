@@ -46,6 +46,10 @@ SHAPE = Shape(frames=16, edge=48, patch=8, width=64, depth=4, heads=4)
 EPOCHS, BATCH, SMOOTHING = 16, 64, 0.1
 #: The variant of the merger whose motion feature is trained from this share of the steps on.
 LATE, MOTION_START = "late-motion", 0.5
+#: The variant that `sttm train` makes by default: a checkpoint's new motion feature waits, one from scratch does not.
+DEFAULTS = {"scratch": "", "finetune": LATE}
+#: What tables call the variant "", which trains the motion feature from the first step, where it is not the default.
+EARLY = "early-motion"
 #: Peak learning rates of Muon and of AdamW beside it; of AdamW alone the second is used.
 LRS = {"muon": (0.02, 2e-3), "adamw": (0.02, 1e-3)}
 HEADS = (
@@ -234,7 +238,9 @@ def report(study: str, scale: str, split: str) -> None:
         chosen = [row for row in rows if dataset_named(row["dataset"]).comparison == comparison]
         if chosen:
             (folder / name).write_text(_tables(study, chosen), encoding="utf-8")
-    main = [row for row in rows if (row["variant"], row["optimizer"], row["epochs"]) == ("", "muon", EPOCHS)]
+    default = DEFAULTS[study]
+    main = [row for row in rows if row["variant"] == (default if row["method"] == "sttm" else "")]
+    main = [row for row in main if (row["optimizer"], row["epochs"]) == ("muon", EPOCHS)]
     if main:
         plot(folder / "plot.png", main)
     plot_curves(folder / "curves.png", rows)
@@ -243,7 +249,8 @@ def report(study: str, scale: str, split: str) -> None:
 
 def _tables(study: str, rows: list[Row]) -> str:
     sections = [
-        "Plain and every method trained by the same recipe and steps, the method in from the first step.",
+        "Plain and every method trained by the same recipe and steps, the method in from the first step. Bold: STTM as "
+        "`sttm train` does by default.",
         LEGEND,
         origin(rows, f"python studies/{study}.py run"),
     ]
@@ -252,25 +259,32 @@ def _tables(study: str, rows: list[Row]) -> str:
         plain = {epochs: group for (*name, epochs), group in found.items() if name == ["plain", ""]}
         for (compute,), at_compute in groups(of_set.rows, "compute").items():
             if compute < 1 or len({row["compute"] for row in of_set.rows}) == 1:
-                sections += [f"### {dataset}, {optimizer}, compute {compute:g}", _table(at_compute, plain)]
+                sections += [
+                    f"### {dataset}, {optimizer}, compute {compute:g}",
+                    _table(at_compute, plain, DEFAULTS[study]),
+                ]
     return "\n\n".join(sections) + "\n"
 
 
-def _table(at_compute: Group, plain: dict[float, Group]) -> str:
+def _table(at_compute: Group, plain: dict[float, Group], default: str) -> str:
     found = groups(at_compute.rows, "method", "variant", "epochs")
-    lines = [_line(("plain", "", epochs), group, plain, None) for epochs, group in plain.items()]
+    lines = [_line(("plain", "", epochs), group, plain, None, default) for epochs, group in plain.items()]
     for key, group in sorted(found.items(), key=lambda entry: (entry[0][2], -entry[1].top1)):
         if key[:2] != ("plain", ""):
-            ours = found.get(("sttm", "", key[2])) if key[:2] != ("sttm", "") else None
-            lines.append(_line(key, group, plain, ours))
+            ours = found.get(("sttm", default, key[2])) if key[:2] != ("sttm", default) else None
+            lines.append(_line(key, group, plain, ours, default))
     return markdown(HEADS, lines)
 
 
-def _line(key: tuple[str, str, float], group: Group, plain: dict[float, Group], ours: Group | None) -> tuple[str, ...]:
+def _line(
+    key: tuple[str, str, float], group: Group, plain: dict[float, Group], ours: Group | None, default: str
+) -> tuple[str, ...]:
     method, variant, epochs = key
+    by_default = (method, variant) == ("sttm", default)
+    shown = EARLY if (method, variant) == ("sttm", "") and default else variant
     training = training_macs(group.rows[0]) / 1e12
     delta = difference(group, plain[epochs]) if epochs in plain and (method, variant) != ("plain", "") else None
     versus = ours and difference(ours, group)
-    return (f"**{method}**" if method == "sttm" and not variant else method, variant, f"{epochs:g}",
+    return (f"**{method}**" if by_default else method, shown, f"{epochs:g}",
             f"{group.gmacs:.4f}", f"{training:.0f}", str(len(group.rows)), group.shown,
             delta.shown if delta else "", versus.shown if versus else "")  # fmt: skip

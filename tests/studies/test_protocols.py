@@ -101,6 +101,28 @@ def test_how_pictures_are_prepared_stands_in_a_table_of_its_own(
     assert all(table in page.read_text() for table in shown)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [("scratch", ["", "late-motion"]), ("finetune", ["late-motion", "early-motion"])]
+)
+def test_bold_is_what_sttm_train_does_by_default(
+    name: str, shown: list[str], protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["x.py", *ARGUMENTS[:2], "plain,sttm", *ARGUMENTS[3:], "--variants", ",late-motion"]
+    )
+    protocols.main(protocols.Protocol(name, "", protocols.from_scratch))
+    table = (tmp_path / "results" / name / "table.md").read_text()
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if "sttm |" in line or "sttm** |" in line
+    ]
+    (bold,), (other,) = ([line for line in lines if line[0] == cell] for cell in ("**sttm**", "sttm"))
+    assert [bold[1], other[1]] == shown
+    # The others are compared with it, and it is with plain alone.
+    assert bold[-1] == "" and bold[-2] and other[-1]
+
+
 def test_a_trial_writes_no_row(protocols: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     command(protocols, monkeypatch, *ARGUMENTS[:2], "sttm", *ARGUMENTS[3:5], "--variants", "no-motion", "--epochs", "1",
             "--optimizer", "adamw", "--limit", "3", "--seeds", "0")  # fmt: skip
@@ -193,7 +215,7 @@ def test_a_run_is_a_training_config_of_the_same_cost_and_pixels(
         cut_TCHW = data.square(48, 16, 0.5).resize_and_crop(levels_TCHW)[0]
         torch.testing.assert_close(preprocess(levels_TCHW)[0], (cut_TCHW.float() - 128) / 64)
         assert settings.optimizer.epochs == 16 and settings.augment.shift == data.MAX_SHIFT
-        assert settings.optimizer.name == "muon" and settings.merging.motion_start == 0
+        assert settings.optimizer.name == "muon" and settings.merging.motion_start is None
     # The command prints the config of one run, which is read back.
     one = ["config", "--datasets", "grid_words_lips", "--methods", "sttm", "--compute", "0.35", "--seeds", "1"]
     command(protocols, monkeypatch, *one, "--variants", "late-motion")

@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 import sttm
 from sttm.backbones import backbone_of
+from sttm.config import Settings
 from sttm.config.sections import DistillationSettings
+from sttm.merging.motion import Motion
 from sttm.training import recipe
 from tests.helpers import videomae
 
@@ -44,6 +46,31 @@ def test_the_distillation_loss_is_weighted() -> None:
     torch.testing.assert_close(both, 0.7 * loss + 0.3 * divergence)
     same = recipe.add_distillation_loss(loss, logits, logits, weight, DistillationSettings(weight=0.3))
     torch.testing.assert_close(same, 0.7 * loss)
+
+
+@pytest.mark.parametrize(
+    ("start", "merging", "share"),
+    [
+        ({"start": "a"}, {}, 0.5),
+        ({"start": "a"}, {"motion_start": 0}, 0),
+        ({"start": "a"}, {"motion_start": 0.3}, 0.3),
+        ({"start": "a"}, {"warmup_steps": 5}, 0),
+        ({"family": "videomae"}, {}, 0),
+        ({"family": "videomae"}, {"motion_start": 0.3}, 0.3),
+    ],
+)
+def test_only_the_new_motion_feature_of_a_checkpoint_waits_by_itself(
+    start: dict[str, str], merging: dict[str, float], share: float
+) -> None:
+    values = {"data": {}, "model": start, "merging": {"compute": 0.5} | merging, "optimizer": {"steps": 10}}
+    settings = Settings.model_validate(values | {"run": {"output": "run"}})
+    model = videomae()
+    sttm.apply(model, compute=0.5, learned=True)
+    assert recipe.motion_start(settings, model) == share
+    maps = [module.map for module in model.modules() if isinstance(module, Motion)]
+    assert maps
+    torch.nn.init.ones_(maps[-1].bias)  # it has been trained
+    assert recipe.motion_start(settings, model) == merging.get("motion_start", 0)
 
 
 def test_drop_path_skips_whole_blocks_for_some_clips_and_keeps_the_mean() -> None:

@@ -126,8 +126,9 @@ class MergingSettings(Strict):
     """Give slots the motion feature; default: the learned merger has it and baselines have not."""
     warmup_steps: Steps = 0
     """First steps, in which only the mergers' parameters are trained."""
-    motion_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps before the motion feature is trained: until then the model learns from appearance alone."""
+    motion_start: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the steps before the motion feature is trained: until then the model learns from appearance alone.
+    Default: 0.5 where a checkpoint gets a new feature, else 0 (from scratch, or with warmup_steps)."""
 
     @property
     def merges(self) -> bool:

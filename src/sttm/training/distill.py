@@ -156,7 +156,8 @@ def _settings(wanted: Distillation, plan: Plan, training: list[Video]) -> Settin
     values: dict[str, Any] = {
         "data": {"train": {"list": str(listed), "format": "csv"}, "unlabelled": True},
         "model": {"start": start},
-        "merging": {"compute": plan.compute, "method": plan.method, "learned": plan.learned, "motion": plan.motion},
+        "merging": {"compute": plan.compute, "method": plan.method, "learned": plan.learned, "motion": plan.motion,
+                    "motion_start": 0},
         "augment": {"crop_area": [0.7, 1.0]},
         "optimizer": {
             "lr": wanted.lr, "min_lr": wanted.lr / 100, "steps": wanted.steps or STEPS,

@@ -35,6 +35,7 @@ class Learner:
     def __init__(self, settings: Settings, accelerator: Any, classes: Sequence[str]) -> None:
         self.settings, self.accelerator, device = settings, accelerator, accelerator.device
         model, preprocess, teacher, self.initialised = build.build_model(settings, classes)
+        self.motion_start = recipe.motion_start(settings, model)
         self.macs, self.plan = api.macs(model), api.plan_of(model) if api.is_merged(model) else None
         model.to(device)
         self.teacher = None if teacher is None else teacher.to(device)
@@ -71,7 +72,7 @@ class Learner:
         settings, training = self.settings, self.training
         lr = optimizer.learning_rate(step, steps, settings.optimizer)
         only_mergers = step < settings.merging.warmup_steps
-        motion = step >= settings.merging.motion_start * steps
+        motion = step >= self.motion_start * steps
         optimizer.set_learning_rates(training.optimizer, lr, only_mergers, motion)
         training.optimizer.step()
         training.optimizer.zero_grad()

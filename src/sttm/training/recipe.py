@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from sttm.backbones import backbone_of
 from sttm.config.sections import DistillationSettings
+from sttm.config.settings import Settings
+from sttm.merging.motion import Motion
+
+#: Share of the steps before a checkpoint's new motion feature is trained.
+LATE_MOTION = 0.5
 
 
 def classification_loss(logits_BK: Tensor, targets_BK: Tensor, weight_B: Tensor, smoothing: float) -> Tensor:
@@ -37,6 +42,19 @@ def add_distillation_loss(
     teacher = F.log_softmax(teacher_BK.float() / settings.temperature, -1)
     kl_B = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * settings.temperature**2
     return (1 - settings.weight) * loss + settings.weight * (kl_B * weight_B).sum() / len(weight_B)
+
+
+def motion_start(settings: Settings, model: nn.Module) -> float:
+    """Return the share of the steps before motion features are trained (`merging.motion_start`).
+
+    A checkpoint has learned from appearance, and goes on doing so while its new motion feature waits: the feature is
+    learned fast, and a model that relies on it from the first step on ends lower (docs/motion.md).
+    """
+    if settings.merging.motion_start is not None:
+        return settings.merging.motion_start
+    maps = [module.map for module in model.modules() if isinstance(module, Motion)]
+    new = not any(bool(parameter.any()) for linear in maps for parameter in linear.parameters())
+    return LATE_MOTION if new and settings.model.start is not None and not settings.merging.warmup_steps else 0.0
 
 
 class DropPath:
