@@ -60,15 +60,16 @@ def test_figures_are_those_that_were_measured() -> None:
     merged = {r["dtype"]: r["over_eager"] for r in engines if r["mode"] == "openvino" and r["method"] == "sttm"}
     assert f"OpenVINO runs {merged['bf16']:.1f} times as fast as plain eager fp32 in bf16" in README
     assert f"and {merged['int8']:.1f} times in int8" in README
-    table = (ROOT / "results/scratch/table.md").read_text(encoding="utf-8")
+    finetuned, scratch = ((ROOT / f"results/{name}/table.md").read_text("utf-8") for name in ("finetune", "scratch"))
     (shown,) = [block for block in README.split("\n\n") if block.startswith("| method | variant | epochs")]
-    assert shown.count("\n") == 7 and set(shown.splitlines()) <= set(table.splitlines())
-    own = []
-    for optimizer in ("muon", "adamw"):
-        section = table.partition(f"### grid_words, {optimizer}, compute 0.35\n")[2].partition("###")[0]
-        (line,) = [line for line in section.splitlines() if "| **sttm** |" in line]
-        own.append(line.split("|")[7].strip())
-    assert f"reads {own[0]} (AdamW alone: {own[1]}), at chance" in README
+    assert f"### grid_words_lips, muon, compute 0.35\n\n{shown}\n" in finetuned
+    section = scratch.partition("### grid_words_lips, muon, compute 0.35\n")[2].partition("###")[0]
+    cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line]
+    top1 = {(method, variant): shown for method, variant, epochs, _, _, _, shown, *_ in cells if epochs == "16"}
+    parts = (
+        f"plain {top1['plain', '']}, STTM {top1['sttm', '']}, without its motion feature {top1['sttm', 'no-motion']}"
+    )
+    assert f"{parts}, DPC-KNN {top1['dpcknn', '']}" in README
 
 
 def test_other_figures_of_the_evidence_are_those_that_were_measured() -> None:

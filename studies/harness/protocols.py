@@ -234,16 +234,20 @@ def report(study: str, scale: str, split: str) -> None:
     rows, folder = rows_of(study, scale, split), folder_of(study, scale, split)
     if not rows:
         return
-    for comparison, name in ((False, "table.md"), (True, "preparations.md")):
-        chosen = [row for row in rows if dataset_named(row["dataset"]).comparison == comparison]
+    of_sets = {dataset: group.rows for (dataset,), group in groups(rows, "dataset").items()}
+    for comparison, table, curves in ((False, "table.md", "curves.png"), (True, "preparations.md", "preparations.png")):
+        chosen = [
+            row for name, of_set in of_sets.items() if dataset_named(name).comparison == comparison for row in of_set
+        ]
         if chosen:
-            (folder / name).write_text(_tables(study, chosen), encoding="utf-8")
+            (folder / table).write_text(_tables(study, chosen), encoding="utf-8")
+            plot_curves(folder / curves, chosen)
     default = DEFAULTS[study]
+    rows = [row for row in rows if not dataset_named(row["dataset"]).comparison]
     main = [row for row in rows if row["variant"] == (default if row["method"] == "sttm" else "")]
     main = [row for row in main if (row["optimizer"], row["epochs"]) == ("muon", EPOCHS)]
     if main:
         plot(folder / "plot.png", main)
-    plot_curves(folder / "curves.png", rows)
     plot_training(folder / "training.png", rows)
 
 

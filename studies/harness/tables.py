@@ -127,18 +127,17 @@ def show_in_docs(table: Path) -> None:
             page.write_text(f"{before}{start}\n{table.read_text(encoding='utf-8')}\n{rest}", encoding="utf-8")
 
 
-def _deviation_of_delta(group: Group, plain: Group) -> float:
-    """Return the standard deviation over seeds of the delta vs plain."""
-    deltas = [row["top1"] - plain.seeds[seed]["top1"] for seed, row in group.seeds.items() if seed in plain.seeds]
-    return stdev(deltas) if len(deltas) > 1 else 0.0
+def _deltas(group: Group, plain: Group) -> list[float]:
+    """Return the delta vs plain of each seed that both have."""
+    return [row["top1"] - plain.seeds[seed]["top1"] for seed, row in group.seeds.items() if seed in plain.seeds]
 
 
 # Drawing is one sequence of calls to matplotlib: splitting it would only hand the axes around.
 def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
     """Plot top-1 over multiply-adds, a panel for each dataset, a line with a band for each method.
 
-    The band is one standard deviation, over seeds, of the delta vs plain: seeds differ far more than methods do. A
-    dataset that plain has no run on has no panel.
+    Seeds differ far more than methods do: a point is plain's mean plus the mean delta vs plain over the seeds that both
+    have, the band one standard deviation of that delta. A dataset that plain has no run on has no panel.
     """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows if row["method"] == "plain"))
     if not datasets:
@@ -150,11 +149,12 @@ def plot(path: Path, rows: Sequence[Row], name: str = "method") -> None:
         plain = Group(tuple(row for row in mine if row["method"] == "plain"))
         for number, label in enumerate(names):
             points = groups([row for row in mine if row[name] == label], "compute").values()
-            ordered = sorted((group for group in points if group.same_seeds(plain)), key=lambda group: group.gmacs)
+            ordered = sorted((group for group in points if _deltas(group, plain)), key=lambda group: group.gmacs)
             if not ordered:
                 continue
-            x, y = [g.gmacs for g in ordered], np.array([100 * g.top1 for g in ordered])
-            band = np.array([100 * _deviation_of_delta(g, plain) for g in ordered])
+            x, deltas = [g.gmacs for g in ordered], [_deltas(g, plain) for g in ordered]
+            y = np.array([100 * (plain.top1 + mean(found)) for found in deltas])
+            band = np.array([100 * stdev(found) if len(found) > 1 else 0.0 for found in deltas])
             colour = "black" if label == "sttm" else f"C{number % 10}"
             wide = 2.5 if label == "sttm" else 1.2
             style = "-" if number < 10 else "--"
@@ -189,14 +189,16 @@ def plot_training(path: Path, rows: Sequence[Row]) -> None:
     """Plot test top-1 over the multiply-adds of the whole training, a point for each length of training."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    by_dataset = groups([row for row in rows if not row["variant"]], "dataset", "optimizer")
+    by_dataset = groups(rows, "dataset", "optimizer")
+    if not by_dataset:
+        return
     (figure, axes), colours = _panels(len(by_dataset)), {}
     for axis, ((dataset, optimizer), mine) in zip(axes[0], by_dataset.items(), strict=True):
-        for (method, compute), line in groups(mine.rows, "method", "compute").items():
+        for (method, variant, compute), line in groups(mine.rows, "method", "variant", "compute").items():
             lengths = sorted(groups(line.rows, "epochs").values(), key=lambda group: training_macs(group.rows[0]))
             x = [training_macs(group.rows[0]) / 1e12 for group in lengths]
             y = [100 * group.top1 for group in lengths]
-            label, width = f"{method} {compute:g}", 2.5 if method == "sttm" else 1.2
+            label, width = " ".join(filter(None, (method, variant, f"{compute:g}"))), 2.5 if method == "sttm" else 1.2
             colour = colours.setdefault(label, f"C{len(colours) % 10}")
             axis.plot(x, y, marker="o", color=colour, label=label, linewidth=width)
         title = f"{dataset}, {optimizer}"

@@ -47,6 +47,31 @@ def test_a_paired_difference_is_of_the_same_clips_and_seeds(study: Any, row: Any
     assert tables.difference(one, tables.Group((row(many, 7),))) is None
 
 
+def test_a_point_of_the_plot_is_plain_and_the_delta_over_common_seeds(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, lines = study("harness.tables"), {}
+
+    def finish(path: Path, figure: Any, axes: Any) -> None:
+        lines.update({line.get_label(): line.get_ydata() for line in axes[0][0].lines})
+
+    monkeypatch.setattr(tables, "_finish", finish)
+    runs = [
+        ("plain", 0, 0.5),
+        ("plain", 1, 0.7),
+        ("sttm", 1, 0.8),
+        ("dpcknn", 0, 0.4),
+        ("dpcknn", 1, 0.4),
+        ("tome", 2, 1.0),
+    ]
+    tables.plot(tmp_path / "plot.png", [
+        dict(dataset="words", method=method, seed=seed, top1=top1, macs=1e9, compute=0.5) for method, seed, top1 in runs
+    ])  # fmt: skip
+    assert {name: list(map(float, y)) for name, y in lines.items() if name in ("sttm", "dpcknn", "plain", "tome")} == {
+        "plain": [60.0], "sttm": [pytest.approx(70.0)], "dpcknn": [pytest.approx(40.0)],
+    }  # fmt: skip
+
+
 def test_studies_are_written() -> None:
     assert {"tune", "equal", "offshelf", "ablation", "speed", "gates", "real"} <= set(WRITTEN)
 
