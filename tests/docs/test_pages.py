@@ -221,10 +221,11 @@ def test_settings_on_the_pages_are_settings() -> None:
     for change in (config, *changes):
         values = yaml.safe_load(config)
         for section, settings in yaml.safe_load(change).items():
-            values[section] |= settings
+            values[section] = values.get(section, {}) | settings
         found.append(Settings.model_validate(values))
         assert found[-1].merging.compute == 0.62
-    _, large, muon = found
+    _, large, pictures, muon = found
+    assert pictures.model.resize == 96 and pictures.augment.shift == 2
     assert large.model.start == "MCG-NJU/videomae-base" and large.optimizer.micro_batch == 8
     assert muon.optimizer.name == "muon" and muon.optimizer.muon_lr == 0.02
     (data,) = blocks("docs/data.md", "yaml")
