@@ -2,8 +2,12 @@
 
 import os
 import re
+import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
+
+import pytest
 
 from sttm import doctor
 from tests.helpers import ROOT
@@ -29,6 +33,14 @@ def test_what_is_absent_says_what_it_gives_and_how_to_install_it(monkeypatch):
     for name, (extra, gives) in doctor.OPTIONAL.items():
         assert found[name].fix == f"pip install 'sttm[{extra}]'" and gives in found[name].detail
         assert any(re.match(rf"{name}\b", line) for line in project["optional-dependencies"][extra])
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_it_reports_to_nobody() -> None:
+    code = "import sys; from sttm import doctor; print(*(f.status for f in doctor.examine() if f.name == 'openvino'))"
+    code += "; print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["ok", "[]"]
 
 
 def test_what_is_broken_is_installed_again_alone_in_a_version_that_fits(monkeypatch):

@@ -13,6 +13,7 @@ from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from sttm.engines import packages
 from sttm.errors import first_line
 
 PACKAGES = ("transformers", "numpy", "safetensors", "pydantic", "rich")
@@ -83,7 +84,10 @@ def _reinstall(name: str) -> str:
 
 
 def _import(name: str) -> str:
-    importlib.import_module(name)
+    if name == "openvino":
+        packages.openvino()
+    else:
+        importlib.import_module(name)
     return version(name)
 
 

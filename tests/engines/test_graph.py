@@ -76,7 +76,7 @@ def test_a_model_too_large_for_one_file_is_one_sentence(model: Any, tmp_path: Pa
 
 
 def test_openvino_reports_to_nobody() -> None:
-    code = "from sttm.engines.openvino_graph import library; import sys; library()"
+    code = "import sys; from sttm.engines import packages; packages.openvino()"
     code += "; print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

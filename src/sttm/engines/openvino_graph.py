@@ -7,7 +7,6 @@ which is where the time goes. All else, the mergers, attention and the sums betw
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +15,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sttm.engines import packages
 from sttm.engines.graph import to_onnx
-from sttm.engines.packages import require
 from sttm.patching.saving import MERGER
 
 #: Numbers of an input of an int8 product that are rounded to one scale.
 GROUP = 128
-
-
-def library() -> Any:
-    """Return openvino, without its telemetry unless that is imported already: sttm reports to nobody."""
-    require("openvino")
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 def make_graph(model: nn.Module, dtype: str = "fp32", said: Mapping[str, str] | None = None) -> Any:
@@ -42,7 +32,7 @@ def make_graph(model: nn.Module, dtype: str = "fp32", said: Mapping[str, str] | 
 
 def from_onnx(path: Path, dtype: str = "fp32", said: Mapping[str, str] | None = None) -> Any:
     """Return the openvino.Model of an ONNX file; see `make_graph`."""
-    graph = library().convert_model(path)
+    graph = packages.openvino().convert_model(path)
     if dtype != "fp32":
         _narrow(graph, dtype)
     for name, text in (said or {}).items():
@@ -52,13 +42,14 @@ def from_onnx(path: Path, dtype: str = "fp32", said: Mapping[str, str] | None = 
 
 def save(graph: Any, path: Path) -> None:
     """Write a graph as a pair of files, PATH.xml and PATH.bin; its weights as they are, not in half precision."""
-    library().save_model(graph, path, compress_to_fp16=False)
+    packages.openvino().save_model(graph, path, compress_to_fp16=False)
 
 
 def compiled(graph: Any, threads: int) -> Any:
     """Return a graph, or the file of one, ready to run in the dtypes that it names."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    return library().Core().compile_model(graph, "CPU", settings | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)})
+    settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(GROUP)
+    return packages.openvino().Core().compile_model(graph, "CPU", settings)
 
 
 def _narrow(graph: Any, dtype: str) -> None:

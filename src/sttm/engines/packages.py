@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from typing import Any
 
 from sttm.errors import SttmError
 
@@ -17,3 +19,12 @@ def require(*packages: str) -> None:
     if absent := missing(*packages):
         verb = "is" if len(absent) == 1 else "are"
         raise SttmError(f"this needs {' and '.join(absent)}, which {verb} not installed: pip install 'sttm[export]'")
+
+
+def openvino() -> Any:
+    """Return openvino, imported without its telemetry unless that is imported already: sttm reports to nobody."""
+    require("openvino")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
