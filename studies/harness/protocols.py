@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.controls import CONTROLS, control_shape
-from harness.data import CACHE, MAX_SHIFT, ClipSet, clip_set, data_settings, dataset_named, resized_edge
+from harness.data import CACHE, DATASETS, MAX_SHIFT, ClipSet, clip_set, data_settings, dataset_named, resized_edge
 from harness.runs import Row, Run, carry_out, folder_of, parser_of, row_id, rows_of, write_report
 from harness.tables import (
     LEGEND,
@@ -234,6 +234,8 @@ def report(study: str, scale: str, split: str) -> None:
     rows, folder = rows_of(study, scale, split), folder_of(study, scale, split)
     if not rows:
         return
+    order = list(DATASETS)
+    rows.sort(key=lambda row: order.index(row["dataset"]))
     of_sets = {dataset: group.rows for (dataset,), group in groups(rows, "dataset").items()}
     for comparison, table, curves in ((False, "table.md", "curves.png"), (True, "preparations.md", "preparations.png")):
         chosen = [
