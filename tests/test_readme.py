@@ -69,6 +69,8 @@ def test_figures_are_those_that_were_measured() -> None:
     names = ("plain", ""), ("sttm", ""), ("sttm", "no-motion")
     (plain, ours, without), long = ([top1[*name, epochs] for name in names] for epochs in ("16", "48"))
     parts = f"plain {plain}, STTM {ours}, without its motion feature {without}, DPC-KNN {top1['dpcknn', '', '16']}"
+    late = top1["sttm", "late-motion", "48"]
+    assert f"with it trained late {late}" in README
     assert parts in README and "plain {}, STTM {}, without the feature {}".format(*long) in README.replace("\n", " ")
 
 
